@@ -1,0 +1,49 @@
+"""Attention within windows, as the 32 and 44 kHz models have it around the bottleneck."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jaxtyping import Float
+
+from .config import HEAD_DIM
+
+
+def rotary_frequencies() -> np.ndarray:
+    """Radians per frame of each pair of dimensions in a head (https://arxiv.org/abs/2104.09864), theta 10000."""
+    return (10000.0 ** -(np.arange(0, HEAD_DIM, 2) / HEAD_DIM)).astype(np.float32)
+
+
+def _rotate(x: Float[Array, "batch heads windows frames dim"]) -> Float[Array, "batch heads windows frames dim"]:
+    """Turns each pair (i, i + dim / 2) by its frequency times the frame's place in the window."""
+    angles = np.arange(x.shape[-2], dtype=np.float32)[:, None] * rotary_frequencies()
+    cos, sin = (f(angles)[None, None, None].astype(x.dtype) for f in (np.cos, np.sin))
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+class LocalMHA(nnx.Module):
+    """Multi-head self-attention in windows that do not overlap, normalised before and added to its input."""
+
+    def __init__(self, channels: int, window_size: int, *, rngs: nnx.Rngs):
+        self.window_size = window_size
+        self.norm = nnx.LayerNorm(channels, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+        self.to_qkv = nnx.Linear(channels, 3 * channels, use_bias=False, rngs=rngs)
+        self.to_out = nnx.Linear(channels, channels, use_bias=False, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "batch frames channels"]) -> Float[Array, "batch frames channels"]:
+        batch, frames, channels = x.shape
+        # The reference splits into `frames // window_size` equal windows: 40 frames are one window of 40, not 32 + 8.
+        windows = frames // self.window_size
+        if windows == 0 or frames % windows:
+            raise ValueError(
+                f"{frames} latent frames do not divide into equal windows of at least `attn_window_size` "
+                f"(={self.window_size}) frames: pass a multiple of {self.window_size}."
+            )
+        qkv = self.to_qkv(self.norm(x)).reshape(batch, windows, frames // windows, 3, channels // HEAD_DIM, HEAD_DIM)
+        query, key, value = qkv.transpose(3, 0, 4, 1, 2, 5)
+        scores = _rotate(query) @ _rotate(key).swapaxes(-1, -2) / HEAD_DIM**0.5
+        heads = jax.nn.softmax(scores, axis=-1) @ value
+        merged = heads.transpose(0, 2, 3, 1, 4).reshape(batch, frames, channels)
+        return x + self.to_out(merged)

@@ -1,0 +1,170 @@
+"""What a SNAC is made of: the fields of the hub's `config.json`, checked, and all that follows from them."""
+
+import dataclasses
+import math
+import operator
+from collections.abc import Mapping
+from typing import Any, Self
+
+# The reference's `LocalMHA` fixes the head size: a width that attention works on must be a multiple of it.
+HEAD_DIM = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SNACConfig:
+    """Architecture of a SNAC; fields and defaults are those of the reference's constructor.
+
+    Derived, all properties: `hop_length`, `pad_multiple` (samples), `frame_rate`, `code_rates` (Hz),
+    `tokens_per_second`, `bitrate` (bit/s). Hashable, so it can be static under `jax.jit`.
+
+    Raises:
+        ValueError: if no SNAC can be built from the fields; names the field and says what it must be.
+    """
+
+    sampling_rate: int = 44100
+    encoder_dim: int = 64
+    encoder_rates: tuple[int, ...] = (3, 3, 7, 7)
+    latent_dim: int = None  # type: ignore[assignment]  # None in, `encoder_dim * 2 ** len(encoder_rates)` out
+    decoder_dim: int = 1536
+    decoder_rates: tuple[int, ...] = (7, 7, 3, 3)
+    attn_window_size: int | None = 32
+    codebook_size: int = 4096
+    codebook_dim: int = 8
+    vq_strides: tuple[int, ...] = (8, 4, 2, 1)
+    noise: bool = True
+    depthwise: bool = True
+
+    def __post_init__(self) -> None:
+        for field in ("encoder_rates", "decoder_rates", "vq_strides"):
+            object.__setattr__(self, field, _positive_ints(field, getattr(self, field)))
+        for field in ("sampling_rate", "encoder_dim", "decoder_dim", "codebook_size", "codebook_dim"):
+            object.__setattr__(self, field, _positive_int(field, getattr(self, field)))
+        for field in ("noise", "depthwise"):
+            if not isinstance(getattr(self, field), bool):
+                raise ValueError(f"`{field}` (={getattr(self, field)!r}) must be true or false.")
+
+        width = self.encoder_dim * 2 ** len(self.encoder_rates)
+        latent_dim = width if self.latent_dim is None else _positive_int("latent_dim", self.latent_dim)
+        object.__setattr__(self, "latent_dim", latent_dim)
+        if latent_dim != width:
+            raise ValueError(
+                f"`latent_dim` (={latent_dim}) must be the width that the encoder ends with, "
+                f"`encoder_dim * 2 ** len(encoder_rates)` (={width}), or null."
+            )
+        if math.prod(self.decoder_rates) != self.hop_length:
+            raise ValueError(
+                f"`decoder_rates` (={self.decoder_rates}) must multiply to the product of `encoder_rates` "
+                f"(={self.encoder_rates}), {self.hop_length}: else decoded audio is not at `sampling_rate`."
+            )
+        if self.decoder_dim < 2 ** len(self.decoder_rates):
+            raise ValueError(
+                f"`decoder_dim` (={self.decoder_dim}) is halved {len(self.decoder_rates)} times by `decoder_rates`: "
+                f"it must be at least {2 ** len(self.decoder_rates)}."
+            )
+        if self.attn_window_size is not None:
+            object.__setattr__(self, "attn_window_size", _positive_int("attn_window_size", self.attn_window_size))
+            for field in ("latent_dim", "decoder_dim"):
+                if getattr(self, field) % HEAD_DIM:
+                    raise ValueError(
+                        f"`{field}` (={getattr(self, field)}) must be a multiple of {HEAD_DIM}, the size of an "
+                        "attention head, when `attn_window_size` is set."
+                    )
+        if self._encoded_frames(self.pad_multiple) * self.hop_length != self.pad_multiple:
+            # Stride 1 has kernel 2 and padding 1, so it adds a frame; the next larger stride drops it again.
+            raise ValueError(
+                f"`encoder_rates` (={self.encoder_rates}): a rate of 1 lengthens the signal by one frame, "
+                "so a single one, followed by a larger rate, is all that is possible."
+            )
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per latent frame."""
+        return math.prod(self.encoder_rates)
+
+    @property
+    def pad_multiple(self) -> int:
+        """Samples that `encode` pads to a multiple of, so that every level and window has whole frames.
+
+        The reference takes `vq_strides[0]` for all the strides: the same wherever it runs at all.
+        """
+        return self.hop_length * math.lcm(*self.vq_strides, self.attn_window_size or 1)
+
+    @property
+    def frame_rate(self) -> float:
+        """Latent frames per second."""
+        return self.sampling_rate / self.hop_length
+
+    @property
+    def code_rates(self) -> tuple[float, ...]:
+        """Codes per second, level by level."""
+        return tuple(self.frame_rate / stride for stride in self.vq_strides)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Codes per second, all levels together."""
+        return sum(self.code_rates)
+
+    @property
+    def bitrate(self) -> float:
+        """Bits per second."""
+        return self.tokens_per_second * math.log2(self.codebook_size)
+
+    def _encoded_frames(self, samples: int) -> int:
+        for rate in self.encoder_rates:
+            samples = strided_length(samples, rate)
+        return samples
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """The configuration in a parsed `config.json`.
+
+        Raises:
+            ValueError: for a field that SNAC does not have, and as the constructor does.
+        """
+        if not isinstance(fields, Mapping):
+            raise ValueError(f"a configuration must be an object with the fields of a SNAC, got {fields!r}.")
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(fields) - known):
+            raise ValueError(f"not the configuration of a SNAC: unknown {unknown}, known are {sorted(known)}.")
+        return cls(**fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as `config.json` has them: `from_dict`'s inverse, and the reference's keyword arguments."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+
+def strided_length(length: int, stride: int) -> int:
+    """Frames that the reference's strided convolution (kernel 2s, stride s, padding ceil(s / 2)) makes of `length`."""
+    return (length + 2 * math.ceil(stride / 2) - 2 * stride) // stride + 1
+
+
+def _positive_int(field: str, value: Any) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1 or isinstance(value, bool):
+        raise ValueError(f"`{field}` (={value!r}) must be a positive whole number.")
+    return number
+
+
+def _positive_ints(field: str, values: Any) -> tuple[int, ...]:
+    if not isinstance(values, list | tuple) or not values:
+        raise ValueError(f"`{field}` (={values!r}) must be a list of at least one positive whole number.")
+    return tuple(_positive_int(field, value) for value in values)
+
+
+PUBLISHED_CONFIGS = {
+    "snac_24khz": SNACConfig(
+        sampling_rate=24000,
+        encoder_dim=48,
+        encoder_rates=(2, 4, 8, 8),
+        decoder_dim=1024,
+        decoder_rates=(8, 8, 4, 2),
+        attn_window_size=None,
+        vq_strides=(4, 2, 1),
+    ),
+    "snac_32khz": SNACConfig(sampling_rate=32000, encoder_rates=(2, 3, 8, 8), decoder_rates=(8, 8, 3, 2)),
+    "snac_44khz": SNACConfig(sampling_rate=44100, encoder_rates=(2, 3, 8, 8), decoder_rates=(8, 8, 3, 2)),
+}
+"""The three published architectures, for models without weights: `SNAC(PUBLISHED_CONFIGS[name], rngs=...)`."""

@@ -1,0 +1,239 @@
+"""Encoder, decoder and the codec around them."""
+
+import functools
+import itertools
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jaxtyping import Float, Int, Int32, PRNGKeyArray
+
+from .attention import LocalMHA
+from .config import SNACConfig
+from .inputs import check_audio, check_codes, check_latents
+from .layers import Conv, DecoderBlock, EncoderBlock, Snake
+from .quantizer import ResidualVectorQuantize
+
+
+class Encoder(nnx.Module):
+    """Audio to latents."""
+
+    def __init__(self, config: SNACConfig, *, rngs: nnx.Rngs):
+        depthwise, channels = config.depthwise, config.encoder_dim
+        self.conv_in = Conv(1, channels, 7, rngs=rngs)
+        self.blocks = nnx.List()
+        for rate in config.encoder_rates:
+            self.blocks.append(EncoderBlock(channels, 2 * channels, rate, depthwise=depthwise, rngs=rngs))
+            channels *= 2
+        window_size = config.attn_window_size
+        self.attention = None if window_size is None else LocalMHA(channels, window_size, rngs=rngs)
+        self.conv_out = Conv(channels, channels, 7, groups=channels if depthwise else 1, rngs=rngs)
+
+    def __call__(self, audio: Float[Array, "batch samples 1"]) -> Float[Array, "batch frames channels"]:
+        x = self.conv_in(audio)
+        for block in self.blocks:
+            x = block(x)
+        if self.attention is not None:
+            x = self.attention(x)
+        return self.conv_out(x)
+
+
+class Decoder(nnx.Module):
+    """Latents to audio."""
+
+    def __init__(self, config: SNACConfig, *, rngs: nnx.Rngs):
+        depthwise, channels, latent_dim = config.depthwise, config.decoder_dim, config.latent_dim
+        if depthwise:
+            self.conv_in = nnx.List(
+                [
+                    Conv(latent_dim, latent_dim, 7, groups=latent_dim, rngs=rngs),
+                    Conv(latent_dim, channels, 1, rngs=rngs),
+                ]
+            )
+        else:
+            self.conv_in = nnx.List([Conv(latent_dim, channels, 7, rngs=rngs)])
+        window_size = config.attn_window_size
+        self.attention = None if window_size is None else LocalMHA(channels, window_size, rngs=rngs)
+        self.blocks = nnx.List()
+        for rate in config.decoder_rates:
+            block = DecoderBlock(
+                channels, channels // 2, rate, noise=config.noise, depthwise=depthwise, rngs=rngs
+            )
+            self.blocks.append(block)
+            channels //= 2
+        self.snake = Snake(channels)
+        self.conv_out = Conv(channels, 1, 7, rngs=rngs)
+
+    def __call__(
+        self, latents: Float[Array, "batch frames channels"], noise: Sequence[Float[Array, "batch _"]] | None = None
+    ) -> Float[Array, "batch samples 1"]:
+        """`noise`: for each block, a value for each of its output's time steps; none is silent."""
+        x = latents
+        for conv in self.conv_in:
+            x = conv(x)
+        if self.attention is not None:
+            x = self.attention(x)
+        for i, block in enumerate(self.blocks):
+            x = block(x, None if noise is None else noise[i])
+        return jnp.tanh(self.conv_out(self.snake(x)))
+
+
+def _compiled(method: Callable[..., Any]) -> Callable[..., Any]:
+    """`jax.jit`, with every product inside at the model's `precision` instead of the device's default."""
+
+    @functools.wraps(method)
+    def at_precision(self: "SNAC", *args: Any) -> Any:
+        with jax.default_matmul_precision(self.precision):
+            return method(self, *args)
+
+    return jax.jit(at_precision)
+
+
+class SNAC(nnx.Module):
+    """The codec: mono audio <-> codes of several time scales, one array a level, coarse to fine.
+
+    A pytree. Its methods are compiled, once for each shape, and compose with the caller's `jit`, `vmap`, `grad` and
+    shardings. They compute in the dtype of the parameters, and round products as `precision` says: "highest" is what
+    it takes for the reference's tokens on TPUs and recent GPUs, whose default rounds to bfloat16 or TF32.
+
+    Bad input raises `ValueError`: wrong rank, channels or dtype always; NaN, infinity and codes outside the codebook
+    only outside of the caller's `jit`, where values can be seen. Inside, such codes are clamped to the codebook.
+
+    Args:
+        config: the architecture.
+        precision: any of JAX's matmul precisions, see `jax.default_matmul_precision`.
+        rngs: initialises the parameters, as torch would. Trained ones come from `snax.load`.
+    """
+
+    def __init__(self, config: SNACConfig, *, precision: str = "highest", rngs: nnx.Rngs):
+        with jax.default_matmul_precision(precision):  # raises ValueError for what is none
+            pass
+        self.config = config
+        self.precision = precision
+        self.encoder = Encoder(config, rngs=rngs)
+        self.quantizer = ResidualVectorQuantize(config, rngs=rngs)
+        self.decoder = Decoder(config, rngs=rngs)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """What the model computes in."""
+        return self.encoder.conv_in.kernel.dtype
+
+    def encode(self, audio: Float[Array | np.ndarray, "batch 1 samples"]) -> tuple[Int32[Array, "batch _"], ...]:
+        """The codes of `audio` at `config.sampling_rate`, zero-padded at its end to a multiple of `config.pad_multiple`.
+
+        Returns:
+            For each of `config.vq_strides` an array (batch, padded samples / hop_length / stride), coarse to fine.
+        """
+        return self._encode(self._padded(audio))
+
+    def decode(
+        self, codes: Sequence[Int[Array | np.ndarray, "batch _"]], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "batch 1 samples"]:
+        """The audio of `codes`: `hop_length` samples for each latent frame, those of `encode`'s padding too.
+
+        Args:
+            key: draws the noise that the reference adds on every call (if `config.noise`). Each row, frame and block
+                has its own stream, whatever the batch and the length. Without it decoding is deterministic.
+        """
+        return self._decode(self._checked(codes), key)
+
+    def __call__(
+        self, audio: Float[Array | np.ndarray, "batch 1 samples"], *, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, "batch 1 samples"], tuple[Int32[Array, "batch _"], ...]]:
+        """Audio to codes and back, trimmed to the length of `audio`; differentiable, straight through the codes."""
+        reconstructed, codes = self._reconstruct(self._padded(audio), key)
+        return reconstructed[..., : audio.shape[-1]], codes
+
+    def audio_to_latents(
+        self, audio: Float[Array | np.ndarray, "batch 1 samples"]
+    ) -> Float[Array, "batch frames latent_dim"]:
+        """What the encoder makes of `audio`, padded as `encode` pads it."""
+        return self._audio_to_latents(self._padded(audio))
+
+    def quantize(
+        self, latents: Float[Array | np.ndarray, "batch frames latent_dim"]
+    ) -> tuple[Float[Array, "batch frames latent_dim"], tuple[Int32[Array, "batch _"], ...]]:
+        """The nearest latents that codes can say (gradient straight through), and those codes."""
+        check_latents(latents, self.config)
+        if any(latents.shape[1] % stride for stride in self.config.vq_strides):
+            raise ValueError(f"latents have {latents.shape[1]} frames, not a multiple of all of {self.config.vq_strides}.")
+        return self._quantize(jnp.asarray(latents, self.dtype))
+
+    def dequantize(
+        self, codes: Sequence[Int[Array | np.ndarray, "batch _"]]
+    ) -> Float[Array, "batch frames latent_dim"]:
+        """The latents that `codes` stand for."""
+        return self._dequantize(self._checked(codes))
+
+    def latents_to_audio(
+        self, latents: Float[Array | np.ndarray, "batch frames latent_dim"], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "batch 1 samples"]:
+        """What the decoder makes of `latents`; `key` as in `decode`."""
+        check_latents(latents, self.config)
+        return self._latents_to_audio(jnp.asarray(latents, self.dtype), key)
+
+    @_compiled
+    def _audio_to_latents(self, audio: Array) -> Array:
+        return self.encoder(audio.swapaxes(1, 2))
+
+    @_compiled
+    def _quantize(self, latents: Array) -> tuple[Array, tuple[Array, ...]]:
+        return self.quantizer(latents)
+
+    @_compiled
+    def _dequantize(self, codes: tuple[Array, ...]) -> Array:
+        return self.quantizer.dequantize(codes)
+
+    @_compiled
+    def _latents_to_audio(self, latents: Array, key: Array | None) -> Array:
+        noise = None if key is None else draw_noise(self.config, key, *latents.shape[:2])
+        return self.decoder(latents, noise).swapaxes(1, 2)
+
+    @_compiled
+    def _encode(self, audio: Array) -> tuple[Array, ...]:
+        return self._quantize(self._audio_to_latents(audio))[1]
+
+    @_compiled
+    def _decode(self, codes: tuple[Array, ...], key: Array | None) -> Array:
+        return self._latents_to_audio(self._dequantize(codes), key)
+
+    @_compiled
+    def _reconstruct(self, audio: Array, key: Array | None) -> tuple[Array, tuple[Array, ...]]:
+        quantized, codes = self._quantize(self._audio_to_latents(audio))
+        return self._latents_to_audio(quantized, key), codes
+
+    def _padded(self, audio: Array | np.ndarray) -> Array | np.ndarray:
+        """Checked and padded before `jit`, so that all lengths up to a pad multiple share one compilation."""
+        check_audio(audio)
+        padding = ((0, 0), (0, 0), (0, -audio.shape[-1] % self.config.pad_multiple))
+        pad = np.pad if isinstance(audio, np.ndarray) else jnp.pad
+        return pad(audio, padding).astype(self.dtype)
+
+    def _checked(self, codes: Sequence[Array | np.ndarray]) -> tuple[Array | np.ndarray, ...]:
+        check_codes(codes, self.config)
+        return tuple(level.astype(np.int32) for level in codes)
+
+
+def draw_noise(
+    config: SNACConfig, key: PRNGKeyArray, batch: int, frames: int
+) -> tuple[Float[Array, "batch _"], ...]:
+    """Standard normal values for each decoder block's time steps.
+
+    Those of a latent frame depend on the key, the row and the number of the frame alone, so that the same codes get
+    the same noise however they are batched, cut or streamed.
+    """
+    fold_each = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+    keys = jax.vmap(fold_each, in_axes=(0, None))(fold_each(key, jnp.arange(batch)), jnp.arange(frames))
+
+    def draw(block: int, samples: int) -> Array:
+        normal = jax.vmap(jax.vmap(lambda frame: jax.random.normal(jax.random.fold_in(frame, block), (samples,))))
+        return normal(keys).reshape(batch, frames * samples)
+
+    samples_per_frame = itertools.accumulate(config.decoder_rates, operator.mul)
+    return tuple(draw(block, samples) for block, samples in enumerate(samples_per_frame))

@@ -1,0 +1,83 @@
+"""Multi-scale residual vector quantization: coarse levels see the latents averaged over longer stretches."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array, lax
+from jaxtyping import Float, Int, Int32
+
+from .config import SNACConfig
+from .layers import Conv
+
+
+def _normalize(x: Float[Array, "*shape dim"]) -> Float[Array, "*shape dim"]:
+    """Unit length along the last axis, as torch's `normalize`: shorter than 1e-12 is left short."""
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+class VectorQuantize(nnx.Module):
+    """One level: average over `stride` frames, project, nearest codebook row by angle, project back, repeat."""
+
+    def __init__(self, channels: int, codebook_size: int, codebook_dim: int, stride: int, *, rngs: nnx.Rngs):
+        self.stride = stride
+        self.in_proj = Conv(channels, codebook_dim, 1, rngs=rngs)
+        self.out_proj = Conv(codebook_dim, channels, 1, rngs=rngs)
+        self.codebook = nnx.Param(jax.random.normal(rngs.params(), (codebook_size, codebook_dim)))
+
+    def __call__(
+        self, z: Float[Array, "batch frames channels"]
+    ) -> tuple[Float[Array, "batch frames channels"], Int32[Array, "batch level_frames"]]:
+        batch, frames, channels = z.shape
+        pooled = z.reshape(batch, frames // self.stride, self.stride, channels).mean(axis=2)
+        projected = self.in_proj(pooled)
+        codes = self.nearest(projected)
+        rows = self.codebook[...][codes]
+        # Straight through: the gradient passes as if the codebook were not there. The sum keeps the reference's rounding.
+        straight_through = projected + lax.stop_gradient(rows - projected)
+        return self._project_back(straight_through), codes
+
+    def nearest(self, projected: Float[Array, "batch frames dim"]) -> Int32[Array, "batch frames"]:
+        """The codebook row nearest to each vector once both are normalised; of equals, the lowest index.
+
+        In float32 whatever the model's dtype: 4096 directions are closer to each other than bfloat16 can tell.
+        """
+        vectors = _normalize(projected.astype(jnp.float32))
+        rows = _normalize(self.codebook[...].astype(jnp.float32))
+        # Written out as the reference writes it, so that rounding falls the same way between two close rows.
+        distances = (
+            jnp.square(vectors).sum(-1, keepdims=True) - 2 * vectors @ rows.T + jnp.square(rows).sum(-1)[None, None]
+        )
+        return jnp.argmin(distances, axis=-1)
+
+    def dequantize(self, codes: Int[Array, "batch level_frames"]) -> Float[Array, "batch frames channels"]:
+        """What `codes` of this level add to the latents."""
+        return self._project_back(self.codebook[...][codes])
+
+    def _project_back(self, rows: Float[Array, "batch level_frames dim"]) -> Float[Array, "batch frames channels"]:
+        return jnp.repeat(self.out_proj(rows), self.stride, axis=1)
+
+
+class ResidualVectorQuantize(nnx.Module):
+    """The levels, coarse to fine, each quantizing what the ones before it left over."""
+
+    def __init__(self, config: SNACConfig, *, rngs: nnx.Rngs):
+        self.quantizers = nnx.List(
+            VectorQuantize(config.latent_dim, config.codebook_size, config.codebook_dim, stride, rngs=rngs)
+            for stride in config.vq_strides
+        )
+
+    def __call__(
+        self, latents: Float[Array, "batch frames channels"]
+    ) -> tuple[Float[Array, "batch frames channels"], tuple[Int32[Array, "batch _"], ...]]:
+        quantized, residual, codes = jnp.zeros_like(latents), latents, []
+        for quantizer in self.quantizers:
+            level, level_codes = quantizer(residual)
+            quantized, residual = quantized + level, residual - level
+            codes.append(level_codes)
+        return quantized, tuple(codes)
+
+    def dequantize(self, codes: Sequence[Int[Array, "batch _"]]) -> Float[Array, "batch frames channels"]:
+        """The sum of what all levels' codes stand for."""
+        return sum(quantizer.dequantize(level) for quantizer, level in zip(self.quantizers, codes, strict=True))

@@ -1,0 +1,117 @@
+"""Checkpoints as the reference keeps them: a `config.json` beside a `pytorch_model.bin` or a `model.safetensors`.
+
+torch and safetensors are imported where a file of theirs is read or written, and nowhere else.
+"""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from .config import SNACConfig
+from .model import SNAC
+from .torch_weights import from_torch, to_torch
+
+CONFIG_NAME = "config.json"
+SAFETENSORS_NAME, PICKLE_NAME = "model.safetensors", "pytorch_model.bin"
+
+
+def find_weights(folder: str | os.PathLike[str]) -> Path:
+    """The weights in a folder; of both kinds, safetensors.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    for name in (SAFETENSORS_NAME, PICKLE_NAME):
+        if (path := Path(folder, name)).exists():
+            return path
+    raise ValueError(
+        f"{folder} holds no SNAC: expected an Orbax checkpoint, or {CONFIG_NAME} and {SAFETENSORS_NAME} or "
+        f"{PICKLE_NAME}, found {sorted(os.listdir(folder))}."
+    )
+
+
+def read_model(weights_path: str | os.PathLike[str], config_path: str | os.PathLike[str]) -> SNAC:
+    """The model that the reference would make of these two files, in float32.
+
+    Raises:
+        ValueError: if a file can't be read, or the two do not fit each other.
+        ImportError: if torch or safetensors is needed for the weights and not installed.
+    """
+    config, state_dict = read_config(config_path), read_state_dict(weights_path)
+    try:
+        return from_torch(state_dict, config)
+    except ValueError as error:
+        raise ValueError(f"{weights_path} does not fit {config_path}: {error}") from error
+
+
+def read_config(path: str | os.PathLike[str]) -> SNACConfig:
+    """The configuration in a `config.json`; raises ValueError if it can't be read or can't be built."""
+    try:
+        return SNACConfig.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is not the configuration of a SNAC: {error}") from error
+
+
+def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The tensors in a pickle of torch's, of which only tensors are read and no code is run, or in a safetensors file.
+
+    Raises:
+        ValueError: if the file is damaged, or holds anything but named tensors.
+        ImportError: if torch, or safetensors, is not installed.
+    """
+    path = Path(path)
+    try:
+        return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    except ImportError as error:
+        raise missing_library(str(error.name), path.name) from error
+    except Exception as error:  # the two libraries raise many kinds, few of which name the file
+        raise ValueError(f"{path} can't be read as weights, it is damaged or of another kind: {error}") from error
+
+
+def missing_library(library: str, filename: str) -> ImportError:
+    """What to do without torch or safetensors."""
+    return ImportError(
+        f"reading {filename} needs {library}, once: `pip install 'snax-codec[convert]'`. Or convert it where {library} "
+        "is installed, `python convert/torch_to_flax.py SOURCE OUT`, and pass OUT to `snax.load`."
+    )
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load_file
+
+    return load_file(path)
+
+
+def _read_pickle(path: Path) -> dict[str, np.ndarray]:
+    import torch
+
+    state_dict = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state_dict, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state_dict.values()):
+        raise ValueError("expected a dictionary of tensors")
+    return {name: tensor.float().numpy() for name, tensor in state_dict.items()}
+
+
+def write_folder(model: SNAC, folder: str | os.PathLike[str]) -> None:
+    """Writes a new folder that the reference's `SNAC.from_pretrained(folder)` loads, whole or not at all.
+
+    Raises:
+        FileExistsError: if there is something at `folder` already.
+        ImportError: if torch is not installed.
+    """
+    import torch
+
+    folder = Path(folder).absolute()
+    if folder.exists():
+        raise FileExistsError(f"{folder} already exists.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as unfinished:
+        written = Path(unfinished, "folder")
+        written.mkdir()
+        config = json.dumps(model.config.to_dict(), indent=2) + "\n"
+        (written / CONFIG_NAME).write_text(config, encoding="utf-8")
+        tensors = {name: torch.from_numpy(array.copy()) for name, array in to_torch(model).items()}
+        torch.save(tensors, written / PICKLE_NAME)
+        written.rename(folder)
