@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import snac
 import torch
@@ -38,14 +40,14 @@ def read_reference(weights_path: Path, config_path: Path) -> snac.SNAC:
 
 
 @contextlib.contextmanager
-def recorded_noise() -> Iterator[list[np.ndarray]]:
+def recorded_noise() -> Iterator[list[jax.Array]]:
     """What the reference draws meanwhile, block by block, each (batch, time): `Decoder` takes it as `noise`."""
-    draws: list[np.ndarray] = []
+    draws: list[jax.Array] = []
     randn = torch.randn
 
     def recording(*args: object, **kwargs: object) -> torch.Tensor:
         noise = randn(*args, **kwargs)
-        draws.append(noise[:, 0].numpy())
+        draws.append(jnp.asarray(noise[:, 0].numpy()))
         return noise
 
     with mock.patch.object(torch, "randn", recording):
@@ -60,7 +62,7 @@ def compare(reference: snac.SNAC, model: snax.SNAC, audio: np.ndarray) -> Differ
         expected_audio = reference.decode(expected_codes).numpy()
     codes = [level.numpy() for level in expected_codes]
     latents = np.asarray(model.audio_to_latents(audio))
-    decoded = np.asarray(model.decoder(model.dequantize(codes), noise)).swapaxes(1, 2)
+    decoded = np.asarray(model.decoder(model.dequantize(codes), noise or None)).swapaxes(1, 2)
     return Differences(
         latents=float(np.abs(latents - expected_latents).max() / np.sqrt(np.square(expected_latents).mean())),
         tokens=tuple(float((a == b).mean()) for a, b in zip(model.encode(audio), codes, strict=True)),

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import operator
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 # The reference's `LocalMHA` fixes the head size: a width that attention works on must be a multiple of it.
 HEAD_DIM = 64
@@ -24,7 +24,7 @@ class SNACConfig:
     sampling_rate: int = 44100
     encoder_dim: int = 64
     encoder_rates: tuple[int, ...] = (3, 3, 7, 7)
-    latent_dim: int = None  # type: ignore[assignment]  # None in, `encoder_dim * 2 ** len(encoder_rates)` out
+    latent_dim: int = 0  # 0, or the null of a config.json: `encoder_dim * 2 ** len(encoder_rates)`
     decoder_dim: int = 1536
     decoder_rates: tuple[int, ...] = (7, 7, 3, 3)
     attn_window_size: int | None = 32
@@ -44,13 +44,14 @@ class SNACConfig:
                 raise ValueError(f"`{field}` (={getattr(self, field)!r}) must be true or false.")
 
         width = self.encoder_dim * 2 ** len(self.encoder_rates)
-        latent_dim = width if self.latent_dim is None else _positive_int("latent_dim", self.latent_dim)
-        object.__setattr__(self, "latent_dim", latent_dim)
-        if latent_dim != width:
+        if self.latent_dim not in (0, width):
             raise ValueError(
-                f"`latent_dim` (={latent_dim}) must be the width that the encoder ends with, "
+                f"`latent_dim` (={self.latent_dim!r}) must be the width that the encoder ends with, "
                 f"`encoder_dim * 2 ** len(encoder_rates)` (={width}), or null."
             )
+        object.__setattr__(self, "latent_dim", width)
+        if 1 in self.decoder_rates:
+            raise ValueError(f"`decoder_rates` (={self.decoder_rates}) must be at least 2 each.")
         if math.prod(self.decoder_rates) != self.hop_length:
             raise ValueError(
                 f"`decoder_rates` (={self.decoder_rates}) must multiply to the product of `encoder_rates` "
@@ -115,7 +116,7 @@ class SNACConfig:
         return samples
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+    def from_dict(cls, fields: Mapping[str, Any]) -> "SNACConfig":
         """The configuration in a parsed `config.json`.
 
         Raises:
@@ -126,7 +127,8 @@ class SNACConfig:
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(fields) - known):
             raise ValueError(f"not the configuration of a SNAC: unknown {unknown}, known are {sorted(known)}.")
-        return cls(**fields)
+        lists_as_tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        return cls(**lists_as_tuples | {"latent_dim": fields.get("latent_dim") or 0})
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as `config.json` has them: `from_dict`'s inverse, and the reference's keyword arguments."""
@@ -149,7 +151,7 @@ def _positive_int(field: str, value: Any) -> int:
 
 
 def _positive_ints(field: str, values: Any) -> tuple[int, ...]:
-    if not isinstance(values, list | tuple) or not values:
+    if not isinstance(values, tuple) or not values:
         raise ValueError(f"`{field}` (={values!r}) must be a list of at least one positive whole number.")
     return tuple(_positive_int(field, value) for value in values)
 

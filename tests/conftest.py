@@ -1,0 +1,21 @@
+"""Every test runs under the strictest rules that JAX has, on four devices, with all shapes and types checked."""
+
+from collections.abc import Iterator
+
+import jax
+import jaxtyping
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+with jaxtyping.install_import_hook("snax", "beartype.beartype"):
+    import snax  # noqa: F401  # imported here so that the hook is on it
+
+
+@pytest.fixture
+def as_users_see_it() -> Iterator[None]:
+    """Without the type checks of the test run, which a user does not have: bad input meets our own errors."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

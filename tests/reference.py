@@ -1,0 +1,184 @@
+"""The PyTorch reference with parameters that behave like trained ones, and its results beside ours.
+
+Freshly initialised, SNAC is no test: its latents barely move and each level uses a handful of codes.
+"""
+
+import copy
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import snac
+import torch
+from convert.verify import AUDIO_BOUND, LATENTS_BOUND, recorded_noise
+from torch import nn
+
+import snax
+from snax.torch_weights import _tensors, from_torch
+
+# Two codes whose distances, in float64, are this close relative to each other are a tie that rounding decides.
+TIE = 1e-6
+
+# Of the norm of each parameter's gradient: float32 sums over thousands of samples, in another order than torch's.
+GRADIENTS_BOUND = 1e-4
+
+
+def trained_like(config: dict[str, Any], audio: np.ndarray, seed: int = 0) -> snac.SNAC:
+    """A reference whose every tensor is drawn anew, scaled so that `audio` comes out at an RMS of 0.15.
+
+    Each level's projections are the principal directions of what is left of `audio` there, whitened, so that a
+    normal codebook covers it.
+    """
+    torch.manual_seed(seed)
+    model = snac.SNAC(**config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn_like(parameter)
+            if name.endswith(".alpha"):
+                parameter.copy_(torch.exp(0.5 * noise))
+            elif name.endswith("original0"):
+                parameter.mul_(0.8 + 0.6 * torch.rand_like(parameter))
+            elif name.endswith("codebook.weight"):
+                parameter.copy_(noise)
+            elif name.endswith("norm.weight"):
+                parameter.copy_(1 + 0.1 * noise)
+            elif name.endswith("bias"):
+                parameter.copy_(0.05 * noise)
+        latents = residual = model.encoder(model.preprocess(torch.from_numpy(audio)))
+        for quantizer in model.quantizer.quantizers:
+            _whiten(quantizer, residual)
+            residual = residual - quantizer(residual)[0]
+        before_tanh = model.decoder.model[:-1](latents - residual)
+        scale = 0.15 / before_tanh.std()
+        last = model.decoder.model[-2]
+        last.parametrizations.weight.original0.mul_(scale)
+        last.bias.sub_(before_tanh.mean()).mul_(scale)
+    return model
+
+
+def _whiten(quantizer: nn.Module, residual: torch.Tensor) -> None:
+    pooled = nn.functional.avg_pool1d(residual, quantizer.stride, quantizer.stride)
+    vectors = pooled.swapaxes(0, 1).flatten(1)
+    mean = vectors.mean(1, keepdim=True)
+    directions, scales, _ = torch.linalg.svd(vectors - mean, full_matrices=False)
+    dim = quantizer.codebook_dim
+    directions, scales = directions[:, :dim], scales[:dim] / vectors.shape[1] ** 0.5
+    project = directions.T / scales[:, None]
+    quantizer.in_proj.weight = project[..., None]
+    quantizer.in_proj.bias.copy_(-(project @ mean)[:, 0])
+    quantizer.out_proj.weight = (directions * scales)[..., None]
+    quantizer.out_proj.bias.copy_(mean[:, 0])
+
+
+def assert_alive(reference: snac.SNAC, audio: np.ndarray) -> None:
+    """`reference` on `audio` behaves like a trained model, so that equality with it means something."""
+    with torch.inference_mode():
+        decoded, codes = reference(torch.from_numpy(audio))
+    assert 0.02 < decoded.square().mean().sqrt() < 0.7
+    assert (decoded.abs() > 0.99).float().mean() < 0.01, "the tanh clips"
+    for level in codes:
+        assert len(level.unique()) > 0.4 * min(level.numel(), reference.codebook_size), "a level uses few codes"
+
+
+def converted(reference: snac.SNAC, config: dict[str, Any]) -> snax.SNAC:
+    return from_torch(numpy_state_dict(reference), snax.SNACConfig.from_dict(config))
+
+
+def numpy_state_dict(reference: snac.SNAC) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in reference.state_dict().items()}
+
+
+def assert_same(reference: snac.SNAC, model: snax.SNAC, audio: np.ndarray) -> None:
+    """Latents, every token, quantized latents and decoded audio of `model` are the reference's."""
+    with torch.inference_mode(), recorded_noise() as noise:
+        latents = reference.encoder(reference.preprocess(torch.from_numpy(audio)))
+        quantized, expected = reference.quantizer(latents)
+        dequantized = reference.quantizer.from_codes(expected)
+        decoded = reference.decode(expected)
+    codes = model.encode(audio)
+    assert_same_tokens(reference, [np.asarray(level) for level in codes], [level.numpy() for level in expected], audio)
+    expected_codes = [level.numpy() for level in expected]
+    _assert_close(model.audio_to_latents(audio), latents, LATENTS_BOUND)
+    _assert_close(model.quantize(np.asarray(latents.swapaxes(1, 2)))[0], quantized, LATENTS_BOUND)
+    _assert_close(model.dequantize(expected_codes), dequantized, LATENTS_BOUND)
+    ours = model.decoder(model.dequantize(expected_codes), noise or None).swapaxes(1, 2)
+    assert ours.shape == decoded.shape
+    np.testing.assert_allclose(ours, decoded.numpy(), rtol=0, atol=AUDIO_BOUND)
+
+
+def _assert_close(ours: Any, expected: torch.Tensor, bound: float) -> None:
+    rms = expected.square().mean().sqrt().item()
+    np.testing.assert_allclose(ours, expected.swapaxes(1, 2).numpy(), rtol=0, atol=bound * rms)
+
+
+def assert_same_tokens(
+    reference: snac.SNAC, ours: list[np.ndarray], expected: list[np.ndarray], audio: np.ndarray
+) -> None:
+    """Every token is the reference's; where one differs, both were a tie in float64, and it is printed.
+
+    After a tie the finer levels quantize another residual: they must be the nearest to that one, or tie again.
+    """
+    assert [level.shape for level in ours] == [level.shape for level in expected]
+    differences = [np.argwhere(a != b) for a, b in zip(ours, expected, strict=True)]
+    if not any(map(len, differences)):
+        return
+    exact = snac.SNAC(**_constructor_arguments(reference)).double().eval()
+    exact.load_state_dict(reference.state_dict())
+    with torch.inference_mode():
+        residual = exact.encoder(exact.preprocess(torch.from_numpy(audio).double()))
+        for i, (quantizer, level) in enumerate(zip(exact.quantizer.quantizers, ours, strict=True)):
+            pooled = nn.functional.avg_pool1d(residual, quantizer.stride, quantizer.stride)
+            vectors = nn.functional.normalize(quantizer.in_proj(pooled), dim=1)
+            rows = nn.functional.normalize(quantizer.codebook.weight)
+            distances = torch.cdist(vectors.swapaxes(1, 2), rows.expand(len(vectors), -1, -1)) ** 2
+            nearest = distances.min(-1).values.numpy()
+            chosen = distances.gather(-1, torch.from_numpy(level)[..., None].long())[..., 0].numpy()
+            for row, frame in differences[i]:
+                print(f"level {i}, row {row}, frame {frame}: {chosen[row, frame]} against {nearest[row, frame]}")
+            off = np.stack([chosen - nearest > TIE * nearest, level != expected[i]]).all(0)
+            assert not off.any(), f"level {i}: {off.sum()} tokens differ and are no ties"
+            level_quantized = quantizer.out_proj(quantizer.decode_code(torch.from_numpy(level).long()))
+            residual = residual - level_quantized.repeat_interleave(quantizer.stride, dim=-1)
+
+
+def _constructor_arguments(reference: snac.SNAC) -> dict[str, Any]:
+    names = snax.SNACConfig.__dataclass_fields__.keys() - {"noise", "depthwise"}
+    keys = reference.state_dict().keys()
+    return {name: getattr(reference, name) for name in names} | {
+        "noise": any(".linear." in key for key in keys),
+        "depthwise": reference.encoder.block[-1].groups > 1,
+    }
+
+
+def assert_same_gradients(reference: snac.SNAC, model: snax.SNAC, audio: np.ndarray) -> None:
+    """Gradients of one scalar loss on the round trip and on decoded codes, by audio and by every parameter."""
+    plain = copy.deepcopy(reference)  # ours has no gain and direction, so neither may theirs
+    for module in plain.modules():
+        if nn.utils.parametrize.is_parametrized(module):
+            nn.utils.parametrize.remove_parametrizations(module, "weight")
+    weights = np.random.default_rng(0).standard_normal(audio.shape, np.float32)
+    torch_audio = torch.from_numpy(audio).requires_grad_()
+    with recorded_noise() as noise:
+        decoded, codes = plain(torch_audio)
+    dequantized = plain.quantizer.from_codes(codes)
+    loss = (decoded * torch.from_numpy(weights)).mean() + dequantized.square().mean()
+    loss.backward()
+
+    def our_loss(model: snax.SNAC, audio: jax.Array) -> jax.Array:
+        quantized, codes = model.quantize(model.audio_to_latents(audio))
+        decoded = model.decoder(quantized, noise or None).swapaxes(1, 2)[..., : audio.shape[-1]]
+        return (decoded * weights).mean() + jnp.square(model.dequantize(codes)).mean()
+
+    ours, (gradients, audio_gradient) = jax.jit(jax.value_and_grad(our_loss, argnums=(0, 1)))(model, audio)
+    assert float(ours) == pytest.approx(loss.item(), rel=1e-5)
+    expected = {name: tensor.grad for name, tensor in plain.named_parameters()} | {"audio": torch_audio.grad}
+    found = {tensor.name: tensor.to_torch(np.asarray(tensor.parameter[...])) for tensor in _tensors(gradients)}
+    found["audio"] = np.asarray(audio_gradient)
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        size = expected[name].norm().item()
+        assert size > 0, f"{name} has no gradient in the reference: nothing is tested"
+        difference = np.linalg.norm(gradient - expected[name].numpy()) / size
+        assert difference < GRADIENTS_BOUND, f"gradient of {name}: {difference:.1e} off"
