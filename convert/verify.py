@@ -21,6 +21,10 @@ LATENTS_BOUND = 1e-5
 AUDIO_BOUND = 5e-6
 
 
+# With the noise as an argument, where `SNAC.decode` draws its own.
+decode_with_noise = jax.jit(lambda model, latents, noise: model.decoder(latents, noise).swapaxes(1, 2))
+
+
 class Differences(NamedTuple):
     """`latents`: the largest difference over the reference's RMS. `tokens`: for each level the share that is equal.
 
@@ -62,7 +66,7 @@ def compare(reference: snac.SNAC, model: snax.SNAC, audio: np.ndarray) -> Differ
         expected_audio = reference.decode(expected_codes).numpy()
     codes = [level.numpy() for level in expected_codes]
     latents = np.asarray(model.audio_to_latents(audio))
-    decoded = np.asarray(model.decoder(model.dequantize(codes), noise or None)).swapaxes(1, 2)
+    decoded = np.asarray(decode_with_noise(model, model.dequantize(codes), noise or None))
     return Differences(
         latents=float(np.abs(latents - expected_latents).max() / np.sqrt(np.square(expected_latents).mean())),
         tokens=tuple(float((a == b).mean()) for a, b in zip(model.encode(audio), codes, strict=True)),

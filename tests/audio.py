@@ -16,14 +16,17 @@ def clip(name: str, rate: int, seconds: float) -> np.ndarray:
 
 
 def kinds(rate: int, pad_multiple: int) -> dict[str, np.ndarray]:
-    """Audio of every kind that a codec meets, with lengths at and around whole pad multiples."""
+    """Audio of every kind that a codec meets, with lengths at and around whole pad multiples.
+
+    Of few padded shapes, since each takes a compilation of everything.
+    """
     rng = np.random.default_rng(0)
     click = np.zeros((1, 1, pad_multiple), np.float32)
     click[..., pad_multiple // 3] = 1
     return {
-        "speech": clip("speech_3s.wav", rate, 2.1),
+        "speech": clip("speech_3s.wav", rate, 1.3),
         "guitar": clip("guit_em9.flac", rate, 1.3),
-        "tabla": clip("loop_tabla.flac", rate, 1.0),
+        "tabla": clip("loop_tabla.flac", rate, 1.3),
         "noise": 0.1 * rng.standard_normal((2, 1, 2 * pad_multiple), np.float32),
         "silence": np.zeros((1, 1, pad_multiple + 1), np.float32),
         "click": click,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import snac
 import torch
-from convert.verify import AUDIO_BOUND, LATENTS_BOUND, recorded_noise
+from convert.verify import AUDIO_BOUND, LATENTS_BOUND, decode_with_noise, recorded_noise
 from torch import nn
 
 import snax
@@ -21,11 +21,16 @@ from snax.torch_weights import _tensors, from_torch
 # Two codes whose distances, in float64, are this close relative to each other are a tie that rounding decides.
 TIE = 1e-6
 
+# With this seed the two rows nearest to any frame of the published architectures' test clips are at least 8e-5 apart
+# (in float64, relative): rounding decides no token, on any machine. Seed 0 has a pair at 4e-6, where torch's float32
+# picks the wrong one.
+SEED = 1
+
 # Of the norm of each parameter's gradient: float32 sums over thousands of samples, in another order than torch's.
 GRADIENTS_BOUND = 1e-4
 
 
-def trained_like(config: dict[str, Any], audio: np.ndarray, seed: int = 0) -> snac.SNAC:
+def trained_like(config: dict[str, Any], audio: np.ndarray, seed: int = SEED) -> snac.SNAC:
     """A reference whose every tensor is drawn anew, scaled so that `audio` comes out at an RMS of 0.15.
 
     Each level's projections are the principal directions of what is left of `audio` there, whitened, so that a
@@ -91,65 +96,64 @@ def numpy_state_dict(reference: snac.SNAC) -> dict[str, np.ndarray]:
 
 
 def assert_same(reference: snac.SNAC, model: snax.SNAC, audio: np.ndarray) -> None:
-    """Latents, every token, quantized latents and decoded audio of `model` are the reference's."""
-    with torch.inference_mode(), recorded_noise() as noise:
-        latents = reference.encoder(reference.preprocess(torch.from_numpy(audio)))
-        quantized, expected = reference.quantizer(latents)
-        dequantized = reference.quantizer.from_codes(expected)
-        decoded = reference.decode(expected)
-    codes = model.encode(audio)
-    assert_same_tokens(reference, [np.asarray(level) for level in codes], [level.numpy() for level in expected], audio)
-    expected_codes = [level.numpy() for level in expected]
-    _assert_close(model.audio_to_latents(audio), latents, LATENTS_BOUND)
-    _assert_close(model.quantize(np.asarray(latents.swapaxes(1, 2)))[0], quantized, LATENTS_BOUND)
-    _assert_close(model.dequantize(expected_codes), dequantized, LATENTS_BOUND)
-    ours = model.decoder(model.dequantize(expected_codes), noise or None).swapaxes(1, 2)
-    assert ours.shape == decoded.shape
-    np.testing.assert_allclose(ours, decoded.numpy(), rtol=0, atol=AUDIO_BOUND)
+    """Latents, every token, quantized latents and decoded audio of `model` are the reference's.
 
-
-def _assert_close(ours: Any, expected: torch.Tensor, bound: float) -> None:
-    rms = expected.square().mean().sqrt().item()
-    np.testing.assert_allclose(ours, expected.swapaxes(1, 2).numpy(), rtol=0, atol=bound * rms)
-
-
-def assert_same_tokens(
-    reference: snac.SNAC, ours: list[np.ndarray], expected: list[np.ndarray], audio: np.ndarray
-) -> None:
-    """Every token is the reference's; where one differs, both were a tie in float64, and it is printed.
-
-    After a tie the finer levels quantize another residual: they must be the nearest to that one, or tie again.
+    Latents are those of the reference in float64: its float32 is itself up to 1.1e-5 off them on a click.
     """
-    assert [level.shape for level in ours] == [level.shape for level in expected]
-    differences = [np.argwhere(a != b) for a, b in zip(ours, expected, strict=True)]
-    if not any(map(len, differences)):
-        return
-    exact = snac.SNAC(**_constructor_arguments(reference)).double().eval()
-    exact.load_state_dict(reference.state_dict())
-    with torch.inference_mode():
-        residual = exact.encoder(exact.preprocess(torch.from_numpy(audio).double()))
-        for i, (quantizer, level) in enumerate(zip(exact.quantizer.quantizers, ours, strict=True)):
-            pooled = nn.functional.avg_pool1d(residual, quantizer.stride, quantizer.stride)
-            vectors = nn.functional.normalize(quantizer.in_proj(pooled), dim=1)
-            rows = nn.functional.normalize(quantizer.codebook.weight)
-            distances = torch.cdist(vectors.swapaxes(1, 2), rows.expand(len(vectors), -1, -1)) ** 2
-            nearest = distances.min(-1).values.numpy()
-            chosen = distances.gather(-1, torch.from_numpy(level)[..., None].long())[..., 0].numpy()
-            for row, frame in differences[i]:
-                print(f"level {i}, row {row}, frame {frame}: {chosen[row, frame]} against {nearest[row, frame]}")
-            off = np.stack([chosen - nearest > TIE * nearest, level != expected[i]]).all(0)
-            assert not off.any(), f"level {i}: {off.sum()} tokens differ and are no ties"
-            level_quantized = quantizer.out_proj(quantizer.decode_code(torch.from_numpy(level).long()))
-            residual = residual - level_quantized.repeat_interleave(quantizer.stride, dim=-1)
+    with torch.inference_mode(), recorded_noise() as noise:
+        exact = in_float64(reference)
+        latents = exact.encoder(exact.preprocess(torch.from_numpy(audio).double()))
+        quantized, expected = reference.quantizer(latents.float())
+        codes = reference.encode(torch.from_numpy(audio))
+        dequantized = reference.quantizer.from_codes(codes)
+        decoded = reference.decode(codes)
+        _assert_same_tokens(exact, latents, model.encode(audio), codes)
+    _assert_close(model.audio_to_latents(audio), latents)
+    our_quantized, our_codes = model.quantize(latents.float().swapaxes(1, 2).numpy())
+    for ours, theirs in zip(our_codes, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    _assert_close(our_quantized, quantized)
+    our_dequantized = model.dequantize([level.numpy() for level in codes])
+    _assert_close(our_dequantized, dequantized)
+    ours = decode_with_noise(model, our_dequantized, noise or None)
+    assert ours.shape == decoded.shape
+    np.testing.assert_allclose(ours, decoded, rtol=0, atol=AUDIO_BOUND)
 
 
-def _constructor_arguments(reference: snac.SNAC) -> dict[str, Any]:
-    names = snax.SNACConfig.__dataclass_fields__.keys() - {"noise", "depthwise"}
-    keys = reference.state_dict().keys()
-    return {name: getattr(reference, name) for name in names} | {
-        "noise": any(".linear." in key for key in keys),
-        "depthwise": reference.encoder.block[-1].groups > 1,
-    }
+def in_float64(reference: snac.SNAC) -> snac.SNAC:
+    """The reference without its own rounding."""
+    return copy.deepcopy(reference).double()
+
+
+def _assert_close(ours: jax.Array, expected: torch.Tensor) -> None:
+    rms = expected.square().mean().sqrt().item()
+    np.testing.assert_allclose(ours, expected.swapaxes(1, 2), rtol=0, atol=LATENTS_BOUND * rms)
+
+
+def _assert_same_tokens(
+    exact: snac.SNAC, latents: torch.Tensor, ours: tuple[jax.Array, ...], theirs: list[torch.Tensor]
+) -> None:
+    """Every token is the reference's. Where one is not, the two are a tie in float64; it is printed.
+
+    The finer levels then quantize another residual than the reference's: there, ours must be the nearest to it.
+    """
+    residual, astray = latents, torch.zeros_like(latents[:, 0], dtype=torch.bool)
+    for i, quantizer in enumerate(exact.quantizer.quantizers):
+        our_level = torch.tensor(np.asarray(ours[i])).long()
+        assert our_level.shape == theirs[i].shape
+        differs = our_level != theirs[i]
+        pooled = nn.functional.avg_pool1d(residual, quantizer.stride, quantizer.stride)
+        vectors = nn.functional.normalize(quantizer.in_proj(pooled), dim=1).swapaxes(1, 2)
+        distances = torch.cdist(vectors, nn.functional.normalize(quantizer.codebook.weight)[None]).square()
+        level_astray = astray.unflatten(1, (-1, quantizer.stride)).any(2)
+        for row, frame in differs.nonzero().tolist():
+            mine = distances[row, frame, our_level[row, frame]]
+            best = distances[row, frame].min() if level_astray[row, frame] else distances[row, frame, theirs[i][row, frame]]
+            print(f"level {i}, row {row}, frame {frame}: a tie? distance {mine}, the reference's {best}")
+            assert abs(mine - best) < TIE * best, f"level {i}, row {row}, frame {frame}: {mine} is no tie with {best}"
+        astray |= differs.repeat_interleave(quantizer.stride, dim=1)
+        level = quantizer.out_proj(quantizer.decode_code(our_level))
+        residual = residual - level.repeat_interleave(quantizer.stride, dim=-1)
 
 
 def assert_same_gradients(reference: snac.SNAC, model: snax.SNAC, audio: np.ndarray) -> None:
@@ -168,7 +172,7 @@ def assert_same_gradients(reference: snac.SNAC, model: snax.SNAC, audio: np.ndar
 
     def our_loss(model: snax.SNAC, audio: jax.Array) -> jax.Array:
         quantized, codes = model.quantize(model.audio_to_latents(audio))
-        decoded = model.decoder(quantized, noise or None).swapaxes(1, 2)[..., : audio.shape[-1]]
+        decoded = decode_with_noise(model, quantized, noise or None)[..., : audio.shape[-1]]
         return (decoded * weights).mean() + jnp.square(model.dequantize(codes)).mean()
 
     ours, (gradients, audio_gradient) = jax.jit(jax.value_and_grad(our_loss, argnums=(0, 1)))(model, audio)
