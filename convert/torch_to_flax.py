@@ -54,6 +54,8 @@ def find(source: str, config_path: Path | None, revision: str | None) -> tuple[P
     if not path.exists():
         return pretrained.download(source, revision)
     weights_path = torch_files.find_weights(path) if path.is_dir() else path
+    if weights_path is None:
+        raise ValueError(f"{path} has neither {torch_files.SAFETENSORS_NAME} nor {torch_files.PICKLE_NAME}.")
     return weights_path, config_path or weights_path.with_name(torch_files.CONFIG_NAME)
 
 

@@ -31,11 +31,6 @@ def save(model: SNAC, path: str | os.PathLike[str]) -> None:
     ocp.save(_absolute(path), parameters, custom_metadata=metadata)
 
 
-def exists(path: str | os.PathLike[str]) -> bool:
-    """Whether there is an Orbax checkpoint at `path`."""
-    return ocp.is_orbax_checkpoint(_absolute(path))
-
-
 def restore(
     path: str | os.PathLike[str],
     *,
@@ -49,7 +44,10 @@ def restore(
         ValueError: if the directory holds no SNAC, other parameters than its configuration has, or damaged ones.
     """
     path = _absolute(path)
-    metadata = ocp.metadata(path)
+    try:
+        metadata = ocp.metadata(path)
+    except Exception as error:  # Orbax and TensorStore raise many kinds, none of which names the checkpoint
+        raise ValueError(f"{path} can't be read as an Orbax checkpoint: {error}") from error
     ours = metadata.custom_metadata or {}
     if "config" not in ours:
         raise ValueError(f"{path} is an Orbax checkpoint, but not of a SNAC: it has no `config` in its metadata.")
@@ -66,7 +64,7 @@ def restore(
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=placed), expected)
     try:
         parameters = ocp.load(path, abstract)
-    except Exception as error:  # Orbax and TensorStore raise many kinds, none of which names the checkpoint
+    except Exception as error:
         raise ValueError(f"{path} is damaged, or can't be read: {error}") from error
     return nnx.merge(graph, parameters)
 

@@ -69,7 +69,7 @@ def load(
 
     Raises:
         ValueError: if nothing is known under this name, or what is there is damaged or not a SNAC.
-        ConnectionError: if the model is not in the cache and the hub can't be reached.
+        ConnectionError: if the model is not in the cache, and the hub can't be reached or breaks off.
         FileNotFoundError: if a repository on the hub has no configuration or no weights.
         ImportError: if a conversion needs torch and it is not installed.
     """
@@ -79,9 +79,9 @@ def load(
     if source not in PUBLISHED and ("://" in source or os.path.isdir(source)):
         if revision is not None:
             raise ValueError(f"revision (={revision!r}) is for models on the hub; {source} is a path.")
-        if not checkpoint.exists(source):
-            model = torch_files.read_model(torch_files.find_weights(source), Path(source, torch_files.CONFIG_NAME))
-            model.precision = precision
+        if (weights_path := torch_files.find_weights(source)) is not None:
+            config_path = Path(source, torch_files.CONFIG_NAME)
+            model = torch_files.read_model(weights_path, config_path, precision=precision)
             return jax.tree.map(lambda parameter: jax.device_put(parameter.astype(dtype), sharding), model)
     else:
         source = converted(source, revision)
@@ -174,3 +174,7 @@ def _download(repo_id: str, filename: str, revision: str) -> Path:
         ) from error
     except errors.EntryNotFoundError as error:
         raise FileNotFoundError(f"{repo_id} at revision {revision} has no {filename}: it holds no SNAC.") from error
+    except (OSError, ValueError):  # a full disk, say
+        raise
+    except Exception as error:  # the HTTP client's own kinds
+        raise ConnectionError(f"downloading {filename} of {repo_id} broke off, try again: {error}") from error

@@ -18,22 +18,15 @@ CONFIG_NAME = "config.json"
 SAFETENSORS_NAME, PICKLE_NAME = "model.safetensors", "pytorch_model.bin"
 
 
-def find_weights(folder: str | os.PathLike[str]) -> Path:
-    """The weights in a folder; of both kinds, safetensors.
-
-    Raises:
-        ValueError: if there are none.
-    """
-    for name in (SAFETENSORS_NAME, PICKLE_NAME):
-        if (path := Path(folder, name)).exists():
-            return path
-    raise ValueError(
-        f"{folder} holds no SNAC: expected an Orbax checkpoint, or {CONFIG_NAME} and {SAFETENSORS_NAME} or "
-        f"{PICKLE_NAME}, found {sorted(os.listdir(folder))}."
-    )
+def find_weights(folder: str | os.PathLike[str]) -> Path | None:
+    """The weights in a folder, if it has some; of both kinds, safetensors."""
+    candidates = [Path(folder, name) for name in (SAFETENSORS_NAME, PICKLE_NAME)]
+    return next((path for path in candidates if path.exists()), None)
 
 
-def read_model(weights_path: str | os.PathLike[str], config_path: str | os.PathLike[str]) -> SNAC:
+def read_model(
+    weights_path: str | os.PathLike[str], config_path: str | os.PathLike[str], *, precision: str = "highest"
+) -> SNAC:
     """The model that the reference would make of these two files, in float32.
 
     Raises:
@@ -42,7 +35,7 @@ def read_model(weights_path: str | os.PathLike[str], config_path: str | os.PathL
     """
     config, state_dict = read_config(config_path), read_state_dict(weights_path)
     try:
-        return from_torch(state_dict, config)
+        return from_torch(state_dict, config, precision=precision)
     except ValueError as error:
         raise ValueError(f"{weights_path} does not fit {config_path}: {error}") from error
 

@@ -23,14 +23,14 @@ _TODAY = (".parametrizations.weight.original0", ".parametrizations.weight.origin
 _OLDER = (".weight_g", ".weight_v")
 
 
-def from_torch(state_dict: Mapping[str, np.ndarray], config: SNACConfig) -> SNAC:
+def from_torch(state_dict: Mapping[str, np.ndarray], config: SNACConfig, *, precision: str = "highest") -> SNAC:
     """The SNAC, in float32, whose parameters `state_dict` holds under the reference's names.
 
     Raises:
         ValueError: unless names and shapes are exactly those of `config` and all values are finite. Lists everything
             that is missing, unexpected, mis-shaped or not finite at once.
     """
-    model = nnx.eval_shape(lambda: SNAC(config, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: SNAC(config, precision=precision, rngs=nnx.Rngs(0)))
     remaining, problems = dict(state_dict), []
 
     def take(name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -1,0 +1,76 @@
+"""A model hub on loopback, as far as the real `huggingface_hub` client needs one to download files."""
+
+import contextlib
+import hashlib
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class Hub(ThreadingHTTPServer):
+    """Serves `files[repo_id, revision, filename]`; a revision is a commit, or an alias of one in `aliases`."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.files: dict[tuple[str, str, str], bytes] = {}
+        self.aliases: dict[str, str] = {}
+        self.requests: list[str] = []
+        self.break_off_after: int | None = None  # bytes of a body, then the connection is closed
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def _answer(self, with_body: bool) -> None:
+        self.server.requests.append(f"{self.command} {self.path}")
+        repo_id, _, rest = self.path.lstrip("/").partition("/resolve/")
+        revision, _, filename = rest.partition("/")
+        commit = self.server.aliases.get(revision, revision)
+        known = {key[:2] for key in self.server.files}
+        body = self.server.files.get((repo_id, commit, filename))
+        if body is None:
+            missing = "RepoNotFound" if repo_id not in {r for r, _ in known} else "RevisionNotFound"
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound" if (repo_id, commit) in known else missing)
+            self.send_header("X-Repo-Commit", commit)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").partition("-")[0])
+        self.send_response(206 if start else 200)
+        self.send_header("X-Repo-Commit", commit)
+        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+        self.send_header("Accept-Ranges", "bytes")
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        self.send_header("Content-Length", str(len(body) - start))
+        self.end_headers()
+        if with_body and self.server.break_off_after is not None and filename != "config.json":
+            self.wfile.write(body[start : start + self.server.break_off_after])
+            self.close_connection = True
+        elif with_body:
+            self.wfile.write(body[start:])
+
+
+@contextlib.contextmanager
+def running() -> Iterator[Hub]:
+    with Hub() as hub:
+        thread = threading.Thread(target=hub.serve_forever, daemon=True)
+        thread.start()
+        yield hub
+        hub.shutdown()
+        thread.join()

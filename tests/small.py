@@ -1,0 +1,26 @@
+"""A small model, where the size does not matter."""
+
+import numpy as np
+from flax import nnx
+
+import snax
+
+CONFIG = snax.SNACConfig(
+    sampling_rate=16000,
+    encoder_dim=8,
+    encoder_rates=(2, 4),
+    decoder_dim=16,
+    decoder_rates=(4, 2),
+    attn_window_size=None,
+    codebook_size=64,
+    vq_strides=(4, 2, 1),
+)
+HOP, PAD = CONFIG.hop_length, CONFIG.pad_multiple
+
+
+def model(config: snax.SNACConfig = CONFIG, seed: int = 0) -> snax.SNAC:
+    return snax.SNAC(config, rngs=nnx.Rngs(seed))
+
+
+def audio(batch: int = 1, samples: int = 10 * PAD, seed: int = 0) -> np.ndarray:
+    return 0.3 * np.random.default_rng(seed).standard_normal((batch, 1, samples), np.float32)

@@ -1,0 +1,261 @@
+"""`snax.load` with the real hub client, against a hub on loopback that serves what the reference makes."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import hub
+import huggingface_hub.constants
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+import snac
+import torch
+from jax.sharding import NamedSharding, PartitionSpec
+from safetensors.torch import save_file
+
+import snax
+from snax import pretrained
+
+REPO, COMMIT, OTHER_COMMIT = "someone/snac", "a" * 40, "b" * 40
+NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens
+
+
+@pytest.fixture(scope="module")
+def torch_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("torch")
+    torch.manual_seed(0)
+    reference = snac.SNAC(**small.CONFIG.to_dict())
+    torch.save(reference.state_dict(), folder / "pytorch_model.bin")
+    (folder / "config.json").write_text(json.dumps(small.CONFIG.to_dict()))
+    return folder
+
+
+@pytest.fixture
+def published(torch_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[hub.Hub]:
+    """A hub with REPO, and with a snac_24khz of our own making; an empty cache."""
+    weights = (torch_folder / "pytorch_model.bin").read_bytes()
+    config = (torch_folder / "config.json").read_bytes()
+    ours = dataclasses.replace(pretrained.PUBLISHED["snac_24khz"], sha256=hashlib.sha256(weights).hexdigest())
+    monkeypatch.setitem(pretrained.PUBLISHED, "snac_24khz", ours)
+    with hub.running() as running:
+        for repo, commit in [(REPO, COMMIT), (ours.repo_id, ours.revision)]:
+            running.files[repo, commit, "pytorch_model.bin"] = weights
+            running.files[repo, commit, "config.json"] = config
+        running.aliases["main"] = COMMIT
+        use_hub(monkeypatch, running.url)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr("huggingface_hub.utils._cache_assets.HF_ASSETS_CACHE", str(tmp_path / "assets"))
+        yield running
+
+
+def go_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_hub(monkeypatch, NOWHERE)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client tries five times, waiting longer each time
+
+
+def use_hub(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """What HF_ENDPOINT does for a process that starts."""
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
+def assert_is_the_references(model: snax.SNAC, torch_folder: Path) -> None:
+    reference = snac.SNAC.from_pretrained(str(torch_folder))
+    audio = small.audio()
+    with torch.inference_mode():
+        expected = reference.encode(torch.from_numpy(audio))
+    for ours, theirs in zip(model.encode(audio), expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_published_name_is_downloaded_once(published: hub.Hub, torch_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_is_the_references(snax.load("snac_24khz"), torch_folder)
+    requests = list(published.requests)
+    assert any("pytorch_model.bin" in request for request in requests)
+    go_offline(monkeypatch)
+    monkeypatch.setitem(sys.modules, "torch", None)  # `import torch` raises ImportError from here on
+    snax.load("snac_24khz")
+    snax.load("hubertsiuzdak/snac_24khz")  # the same, by its hub id
+    assert published.requests == requests
+
+
+def test_hub_id_follows_its_branch(published: hub.Hub, torch_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_is_the_references(snax.load(REPO), torch_folder)
+    other = json.loads((torch_folder / "config.json").read_text()) | {"sampling_rate": 8000}
+    published.files[REPO, OTHER_COMMIT, "config.json"] = json.dumps(other).encode()
+    published.files[REPO, OTHER_COMMIT, "pytorch_model.bin"] = published.files[REPO, COMMIT, "pytorch_model.bin"]
+    published.aliases["main"] = OTHER_COMMIT
+    assert snax.load(REPO).config.sampling_rate == 8000
+    assert snax.load(REPO, revision=COMMIT).config.sampling_rate == 16000
+    go_offline(monkeypatch)
+    assert snax.load(REPO).config.sampling_rate == 8000
+
+
+def test_safetensors_are_preferred_and_need_no_torch(
+    published: hub.Hub, torch_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    state_dict = torch.load(torch_folder / "pytorch_model.bin", weights_only=True)
+    save_file(state_dict, tmp_path / "model.safetensors")
+    published.files[REPO, COMMIT, "model.safetensors"] = (tmp_path / "model.safetensors").read_bytes()
+    del published.files[REPO, COMMIT, "pytorch_model.bin"]
+    with monkeypatch.context() as context:
+        context.setitem(sys.modules, "torch", None)
+        model = snax.load(REPO)
+    assert_is_the_references(model, torch_folder)
+
+
+def test_without_torch_the_error_says_what_to_install(published: hub.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ImportError, match=r"pip install 'snax-codec\[convert\]'"):
+        snax.load("snac_24khz")
+    assert not any("pytorch_model.bin" in request for request in published.requests)
+
+
+def test_other_weights_than_the_published_ones(published: hub.Hub, tmp_path: Path) -> None:
+    ours = pretrained.PUBLISHED["snac_24khz"]
+    published.files[ours.repo_id, ours.revision, "pytorch_model.bin"] += b"x"
+    with pytest.raises(ValueError, match="its sha256 is"):
+        snax.load("snac_24khz")
+    assert not list(tmp_path.glob("assets/**/format-*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "error", "message"),
+    [
+        ("snac_48khz", None, ValueError, r"snac_24khz, snac_32khz, snac_44khz"),
+        ("no/such/model", None, ValueError, "neither a published model"),
+        ("someone/else", None, ValueError, "the hub has no someone/else at revision main"),
+        (REPO, "v9", ValueError, "the hub has no someone/snac at revision v9"),
+        ("hubertsiuzdak/snac_32khz", None, ValueError, "the hub has no hubertsiuzdak/snac_32khz"),
+    ],
+)
+def test_unknown_names(published: hub.Hub, name: str, revision: str | None, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        snax.load(name, revision=revision)
+
+
+def test_repository_without_weights(published: hub.Hub) -> None:
+    del published.files[REPO, COMMIT, "pytorch_model.bin"]
+    with pytest.raises(FileNotFoundError, match=r"has no pytorch_model.bin"):
+        snax.load(REPO)
+
+
+def test_offline_with_an_empty_cache(published: hub.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_offline(monkeypatch)
+    with pytest.raises(ConnectionError, match="not in the cache and the hub can't be reached"):
+        snax.load("snac_24khz")
+
+
+def test_broken_download_leaves_nothing_half_done(
+    published: hub.Hub, torch_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    published.break_off_after = 1000
+    with pytest.raises(ConnectionError, match="broke off"):
+        snax.load("snac_24khz")
+    assert not list(tmp_path.glob("assets/**/format-*"))
+    published.break_off_after = None
+    assert_is_the_references(snax.load("snac_24khz"), torch_folder)
+
+
+# What a user's process runs, the hub, the cache and the model's hash coming by way of the environment.
+LOAD = """
+import dataclasses, os, sys
+import snax
+from snax import checkpoint, pretrained
+ours = dataclasses.replace(pretrained.PUBLISHED["snac_24khz"], sha256=os.environ["SHA256"])
+pretrained.PUBLISHED["snac_24khz"] = ours
+if "stop" in sys.argv:
+    save = checkpoint.save
+    def save_and_wait(model, path):
+        save(model, path)
+        print("saved", flush=True)
+        sys.stdin.read()
+    checkpoint.save = save_and_wait
+print(snax.load("snac_24khz").encode(__import__("numpy").ones((1, 1, 640), "float32"))[0].tolist())
+"""
+
+
+def start(published: hub.Hub, home: Path, *arguments: str) -> subprocess.Popen[str]:
+    sha256 = pretrained.PUBLISHED["snac_24khz"].sha256
+    environment = os.environ | {"HF_ENDPOINT": published.url, "HF_HOME": str(home), "SHA256": sha256}
+    command = [sys.executable, "-c", LOAD, *arguments]
+    return subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_two_processes_at_once(published: hub.Hub, tmp_path: Path) -> None:
+    processes = [start(published, tmp_path) for _ in range(2)]
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert outputs[0][0] == outputs[1][0] != ""
+
+
+def test_killed_while_converting(published: hub.Hub, tmp_path: Path) -> None:
+    process = start(published, tmp_path, "stop")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "saved\n"
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    cache = tmp_path / "assets" / "snax"
+    assert list(cache.glob("**/*.unfinished"))
+    assert not list(cache.glob("**/format-?"))
+    again = start(published, tmp_path)
+    output = again.communicate(timeout=120)
+    assert again.returncode == 0, output
+    assert list(cache.glob("**/format-?"))
+    assert not list(cache.glob("**/*.unfinished"))
+
+
+def test_torch_folder(torch_folder: Path) -> None:
+    assert_is_the_references(snax.load(torch_folder), torch_folder)
+
+
+def test_where_and_how_it_is_loaded(torch_folder: Path, tmp_path: Path) -> None:
+    snax.save(snax.load(torch_folder), tmp_path / "orbax")
+    mesh = jax.make_mesh((4,), ("data",))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    for source in (torch_folder, tmp_path / "orbax", str(tmp_path / "orbax")):
+        model = snax.load(source, dtype=jnp.bfloat16, sharding=everywhere, precision="default")
+        assert model.precision == "default"
+        for leaf in jax.tree.leaves(model):
+            assert leaf.dtype == jnp.bfloat16
+            assert leaf.sharding.is_equivalent_to(everywhere, leaf.ndim)
+
+
+def test_relative_folder_and_the_name_of_a_published_model(
+    torch_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snax.save(snax.load(torch_folder), tmp_path / "here")
+    monkeypatch.chdir(tmp_path)
+    assert snax.load("here").config == small.CONFIG
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": jnp.int32}, "dtype must be floating point, got int32"),
+        ({"precision": "exact"}, "highest"),
+        ({"revision": "main"}, "is a path"),
+    ],
+)
+def test_wrong_options(torch_folder: Path, options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        snax.load(torch_folder, **options)
+
+
+def test_folder_without_a_model(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ValueError, match="can't be read as an Orbax checkpoint"):
+        snax.load(tmp_path)
