@@ -17,8 +17,8 @@ def rotary_frequencies() -> np.ndarray:
 
 def _rotate(x: Float[Array, "batch heads windows frames dim"]) -> Float[Array, "batch heads windows frames dim"]:
     """Turns each pair (i, i + dim / 2) by its frequency times the frame's place in the window."""
-    angles = np.arange(x.shape[-2], dtype=np.float32)[:, None] * rotary_frequencies()
-    cos, sin = (f(angles)[None, None, None].astype(x.dtype) for f in (np.cos, np.sin))
+    angles = jnp.arange(x.shape[-2], dtype=jnp.float32)[:, None] * rotary_frequencies()[None]
+    cos, sin = (f(angles)[None, None, None].astype(x.dtype) for f in (jnp.cos, jnp.sin))
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
@@ -28,7 +28,8 @@ class LocalMHA(nnx.Module):
 
     def __init__(self, channels: int, window_size: int, *, rngs: nnx.Rngs):
         self.window_size = window_size
-        self.norm = nnx.LayerNorm(channels, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+        # torch's epsilon, and its way to the variance: flax's default subtracts two large numbers.
+        self.norm = nnx.LayerNorm(channels, epsilon=1e-5, use_fast_variance=False, dtype=jnp.float32, rngs=rngs)
         self.to_qkv = nnx.Linear(channels, 3 * channels, use_bias=False, rngs=rngs)
         self.to_out = nnx.Linear(channels, channels, use_bias=False, rngs=rngs)
 
@@ -41,7 +42,8 @@ class LocalMHA(nnx.Module):
                 f"{frames} latent frames do not divide into equal windows of at least `attn_window_size` "
                 f"(={self.window_size}) frames: pass a multiple of {self.window_size}."
             )
-        qkv = self.to_qkv(self.norm(x)).reshape(batch, windows, frames // windows, 3, channels // HEAD_DIM, HEAD_DIM)
+        qkv = self.to_qkv(self.norm(x).astype(x.dtype))
+        qkv = qkv.reshape(batch, windows, frames // windows, 3, channels // HEAD_DIM, HEAD_DIM)
         query, key, value = qkv.transpose(3, 0, 4, 1, 2, 5)
         scores = _rotate(query) @ _rotate(key).swapaxes(-1, -2) / HEAD_DIM**0.5
         heads = jax.nn.softmax(scores, axis=-1) @ value

@@ -71,10 +71,9 @@ class SNACConfig:
                         "attention head, when `attn_window_size` is set."
                     )
         if self._encoded_frames(self.pad_multiple) * self.hop_length != self.pad_multiple:
-            # Stride 1 has kernel 2 and padding 1, so it adds a frame; the next larger stride drops it again.
             raise ValueError(
-                f"`encoder_rates` (={self.encoder_rates}): a rate of 1 lengthens the signal by one frame, "
-                "so a single one, followed by a larger rate, is all that is possible."
+                f"`encoder_rates` (={self.encoder_rates}): a rate of 1 adds a frame (kernel 2, padding 1), "
+                "which the rates after it must be large enough to drop again."
             )
 
     @property

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from jaxtyping import Float, Int, Int32, PRNGKeyArray
+from jax.sharding import PartitionSpec
+from jaxtyping import Float, Int32, Integer, PRNGKeyArray
 
 from .attention import LocalMHA
 from .config import SNACConfig
@@ -84,14 +85,21 @@ class Decoder(nnx.Module):
 
 
 def _compiled(method: Callable[..., Any]) -> Callable[..., Any]:
-    """`jax.jit`, with every product inside at the model's `precision` instead of the device's default."""
+    """`jax.jit`, with every product inside at the model's `precision` instead of the device's default.
+
+    On a mesh with explicit axes (what `jax.make_mesh` makes) results are sharded over the batch as the argument is.
+    """
 
     @functools.wraps(method)
-    def at_precision(self: "SNAC", *args: Any) -> Any:
+    def traced(self: "SNAC", batched: Any, *args: Any) -> Any:
+        sharding = jax.typeof(jax.tree.leaves(batched)[0]).sharding
+        in_mesh = method
+        if sharding.mesh.explicit_axes:
+            in_mesh = jax.sharding.auto_axes(method, out_sharding=sharding.update(spec=PartitionSpec(sharding.spec[0])))
         with jax.default_matmul_precision(self.precision):
-            return method(self, *args)
+            return in_mesh(self, batched, *args)
 
-    return jax.jit(at_precision)
+    return jax.jit(traced)
 
 
 class SNAC(nnx.Module):
@@ -133,7 +141,7 @@ class SNAC(nnx.Module):
         return self._encode(self._padded(audio))
 
     def decode(
-        self, codes: Sequence[Int[Array | np.ndarray, "batch _"]], *, key: PRNGKeyArray | None = None
+        self, codes: Sequence[Integer[Array | np.ndarray, "batch _"]], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "batch 1 samples"]:
         """The audio of `codes`: `hop_length` samples for each latent frame, those of `encode`'s padding too.
 
@@ -166,7 +174,7 @@ class SNAC(nnx.Module):
         return self._quantize(jnp.asarray(latents, self.dtype))
 
     def dequantize(
-        self, codes: Sequence[Int[Array | np.ndarray, "batch _"]]
+        self, codes: Sequence[Integer[Array | np.ndarray, "batch _"]]
     ) -> Float[Array, "batch frames latent_dim"]:
         """The latents that `codes` stand for."""
         return self._dequantize(self._checked(codes))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
-from jaxtyping import Float, Int, Int32
+from jaxtyping import Float, Int32, Integer
 
 from .config import SNACConfig
 from .layers import Conv
@@ -51,7 +51,7 @@ class VectorQuantize(nnx.Module):
         )
         return jnp.argmin(distances, axis=-1)
 
-    def dequantize(self, codes: Int[Array, "batch level_frames"]) -> Float[Array, "batch frames channels"]:
+    def dequantize(self, codes: Integer[Array, "batch level_frames"]) -> Float[Array, "batch frames channels"]:
         """What `codes` of this level add to the latents."""
         return self._project_back(self.codebook[...][codes])
 
@@ -78,6 +78,6 @@ class ResidualVectorQuantize(nnx.Module):
             codes.append(level_codes)
         return quantized, tuple(codes)
 
-    def dequantize(self, codes: Sequence[Int[Array, "batch _"]]) -> Float[Array, "batch frames channels"]:
+    def dequantize(self, codes: Sequence[Integer[Array, "batch _"]]) -> Float[Array, "batch frames channels"]:
         """The sum of what all levels' codes stand for."""
         return sum(quantizer.dequantize(level) for quantizer, level in zip(self.quantizers, codes, strict=True))

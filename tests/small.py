@@ -18,8 +18,12 @@ CONFIG = snax.SNACConfig(
 HOP, PAD = CONFIG.hop_length, CONFIG.pad_multiple
 
 
-def model(config: snax.SNACConfig = CONFIG, seed: int = 0) -> snax.SNAC:
-    return snax.SNAC(config, rngs=nnx.Rngs(seed))
+def rngs() -> nnx.Rngs:
+    return nnx.Rngs(0)
+
+
+def model(config: snax.SNACConfig = CONFIG) -> snax.SNAC:
+    return snax.SNAC(config, rngs=rngs())
 
 
 def audio(batch: int = 1, samples: int = 10 * PAD, seed: int = 0) -> np.ndarray:

@@ -1,0 +1,96 @@
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+import snac
+import torch
+
+import snax
+from snax.config import PUBLISHED_CONFIGS, strided_length
+
+# The hub's config.json of snac_24khz, as it is published.
+HUB_CONFIG = """{
+    "sampling_rate": 24000, "encoder_dim": 48, "encoder_rates": [2, 4, 8, 8], "decoder_dim": 1024,
+    "decoder_rates": [8, 8, 4, 2], "attn_window_size": null, "codebook_size": 4096, "codebook_dim": 8,
+    "vq_strides": [4, 2, 1], "noise": true, "depthwise": true
+}"""
+
+
+def test_hub_config() -> None:
+    assert snax.SNACConfig.from_dict(json.loads(HUB_CONFIG)) == PUBLISHED_CONFIGS["snac_24khz"]
+
+
+def test_defaults_are_the_references() -> None:
+    reference = snac.SNAC()
+    config = snax.SNACConfig()
+    for field in dataclasses.fields(config):
+        if hasattr(reference, field.name):
+            value = getattr(config, field.name)
+            assert getattr(reference, field.name) == (list(value) if isinstance(value, tuple) else value)
+    assert config.hop_length == reference.hop_length
+
+
+@pytest.mark.parametrize(
+    ("name", "latent_dim", "hop_length", "pad_multiple", "kbps"),
+    [("snac_24khz", 768, 512, 2048, 0.98), ("snac_32khz", 1024, 384, 12288, 1.9), ("snac_44khz", 1024, 384, 12288, 2.6)],
+)
+def test_derived(name: str, latent_dim: int, hop_length: int, pad_multiple: int, kbps: float) -> None:
+    config = PUBLISHED_CONFIGS[name]
+    assert (config.latent_dim, config.hop_length, config.pad_multiple) == (latent_dim, hop_length, pad_multiple)
+    assert config.bitrate / 1000 == pytest.approx(kbps, abs=0.05)  # as the model card rounds
+    assert snax.SNACConfig.from_dict(config.to_dict()) == config
+    assert hash(config) == hash(dataclasses.replace(config))
+
+
+def test_rates_of_the_24khz_model() -> None:
+    config = PUBLISHED_CONFIGS["snac_24khz"]
+    assert config.frame_rate == 46.875
+    assert config.code_rates == (11.71875, 23.4375, 46.875)
+    assert config.tokens_per_second == 82.03125
+    assert config.bitrate == 984.375
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 4, 5, 7, 8])
+def test_strided_length(stride: int) -> None:
+    for length in range(2 * stride, 6 * stride):
+        conv = torch.nn.Conv1d(1, 1, 2 * stride, stride, padding=-(-stride // 2))
+        assert strided_length(length, stride) == conv(torch.zeros(1, 1, length)).shape[-1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"encoder_rates": []}, "`encoder_rates`"),
+        ({"encoder_rates": 8}, "`encoder_rates`"),
+        ({"encoder_rates": [2, 0]}, "`encoder_rates`"),
+        ({"vq_strides": [4, 2.5]}, "`vq_strides`"),
+        ({"vq_strides": []}, "`vq_strides`"),
+        ({"codebook_size": -1}, "`codebook_size`"),
+        ({"codebook_dim": "8"}, "`codebook_dim`"),
+        ({"encoder_dim": True}, "`encoder_dim`"),
+        ({"sampling_rate": 0}, "`sampling_rate`"),
+        ({"noise": 1}, "`noise`"),
+        ({"depthwise": None}, "`depthwise`"),
+        ({"latent_dim": 100}, r"`latent_dim` \(=100\) must be .*768"),
+        ({"decoder_rates": [8, 8, 4]}, "`decoder_rates`.*must multiply to .*512"),
+        ({"decoder_rates": [8, 8, 8, 1]}, "`decoder_rates`.*at least 2"),
+        ({"decoder_dim": 15}, r"`decoder_dim` \(=15\) is halved 4 times"),
+        ({"attn_window_size": 0}, "`attn_window_size`"),
+        ({"attn_window_size": 32, "decoder_dim": 1000}, r"`decoder_dim` \(=1000\) must be a multiple of 64"),
+        ({"attn_window_size": 32, "encoder_dim": 50}, r"`latent_dim` \(=800\) must be a multiple of 64"),
+        ({"encoder_rates": [512, 1], "decoder_rates": [512]}, "`encoder_rates`.*rate of 1"),
+        ({"encoder_rates": [256, 1, 1, 2], "decoder_rates": [256, 2]}, "`encoder_rates`.*rate of 1"),
+        ({"hop_length": 512}, r"unknown \['hop_length'\]"),
+    ],
+)
+@pytest.mark.usefixtures("as_users_see_it")
+def test_impossible_configurations(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        snax.SNACConfig.from_dict(json.loads(HUB_CONFIG) | fields)
+
+
+@pytest.mark.usefixtures("as_users_see_it")
+def test_configuration_that_is_no_object() -> None:
+    with pytest.raises(ValueError, match="must be an object"):
+        snax.SNACConfig.from_dict(["noise"])

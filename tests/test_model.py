@@ -1,0 +1,242 @@
+"""The codec under JAX's transformations, its noise, its precision and its dtypes."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import snax
+from snax.config import PUBLISHED_CONFIGS
+from snax.model import draw_noise
+
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def model() -> snax.SNAC:
+    return small.model()
+
+
+def assert_equal(ours: object, expected: object) -> None:
+    jax.tree.map(np.testing.assert_array_equal, ours, expected)
+
+
+def test_shapes(model: snax.SNAC) -> None:
+    audio = small.audio(batch=3, samples=10 * small.PAD - 5)
+    codes = model.encode(audio)
+    assert [level.shape for level in codes] == [(3, 10), (3, 20), (3, 40)]
+    assert model.decode(codes).shape == (3, 1, 10 * small.PAD)
+    reconstructed, codes_again = model(audio)
+    assert reconstructed.shape == audio.shape
+    assert_equal(codes_again, codes)
+
+
+def test_steps_make_the_whole(model: snax.SNAC) -> None:
+    audio = small.audio()
+    latents = model.audio_to_latents(audio)
+    quantized, codes = model.quantize(latents)
+    assert latents.shape == quantized.shape == (1, 40, small.CONFIG.latent_dim)
+    assert_equal(codes, model.encode(audio))
+    # `quantize` adds and takes away the projected latents for the gradient, which rounds.
+    np.testing.assert_allclose(model.dequantize(codes), quantized, rtol=0, atol=1e-6)
+    assert_equal(model.latents_to_audio(model.dequantize(codes)), model.decode(codes))
+
+
+def test_padding_is_zeros_at_the_end(model: snax.SNAC) -> None:
+    audio = small.audio(samples=3 * small.PAD + 1)
+    padded = np.pad(audio, ((0, 0), (0, 0), (0, small.PAD - 1)))
+    assert_equal(model.encode(audio), model.encode(padded))
+
+
+def test_decoded_length() -> None:
+    # A port with a stray output padding makes 120,907 samples of these.
+    rates = {"encoder_rates": (2, 4, 8, 8), "decoder_rates": (8, 8, 4, 2)}
+    model = small.model(dataclasses.replace(small.CONFIG, latent_dim=0, **rates))
+    codes = [jnp.zeros((1, 236 // stride), jnp.int32) for stride in model.config.vq_strides]
+    assert model.decode(codes).shape == (1, 1, 120_832)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64])
+def test_codes_of_any_integer_dtype(model: snax.SNAC, dtype: type[np.integer]) -> None:
+    codes = model.encode(small.audio())
+    assert_equal(model.decode([np.asarray(level).astype(dtype) for level in codes]), model.decode(codes))
+
+
+def test_inside_the_callers_jit(model: snax.SNAC) -> None:
+    audio = small.audio(samples=5 * small.PAD - 3)
+
+    @jax.jit
+    def round_trip(model: snax.SNAC, audio: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        codes = model.encode(audio)
+        return model.decode(codes), codes
+
+    decoded, codes = round_trip(model, audio)
+    assert_equal(codes, model.encode(audio))
+    np.testing.assert_allclose(decoded, model.decode(codes), rtol=0, atol=1e-6)  # fused otherwise, rounded otherwise
+
+
+def test_vmap(model: snax.SNAC) -> None:
+    audio = small.audio(batch=4)
+    mapped = jax.vmap(model.encode)(audio[:, None])
+    assert_equal([level[:, 0] for level in mapped], list(model.encode(audio)))
+    decoded = jax.vmap(model.decode)(mapped)
+    np.testing.assert_allclose(decoded[:, 0], model.decode(model.encode(audio)), rtol=0, atol=1e-6)
+
+
+def test_vmap_over_keys(model: snax.SNAC) -> None:
+    codes = model.encode(small.audio())
+    keys = jax.random.split(KEY, 3)
+    mapped = jax.vmap(lambda key: model.decode(codes, key=key))(keys)
+    for key, decoded in zip(keys, mapped, strict=True):
+        np.testing.assert_allclose(decoded, model.decode(codes, key=key), rtol=0, atol=1e-6)
+
+
+def test_gradient_goes_straight_through_the_codes(model: snax.SNAC) -> None:
+    latents = model.audio_to_latents(small.audio())
+    weights = jax.random.normal(KEY, latents.shape)
+    gradient = jax.grad(lambda latents: (model.quantize(latents)[0] * weights).sum())(latents)
+    # Backwards through the levels as if each gave its projected input back: the codebook is not there.
+    expected = jnp.zeros_like(weights)
+    for quantizer in reversed(model.quantizer.quantizers):
+        summed = (weights - expected).reshape(1, -1, quantizer.stride, latents.shape[-1]).sum(2)
+        projected = summed @ quantizer.out_proj.kernel[0].T @ quantizer.in_proj.kernel[0].T
+        expected += jnp.repeat(projected / quantizer.stride, quantizer.stride, axis=1)
+    np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-6)
+    audio_gradient = jax.grad(lambda audio: model(audio)[0].sum())(jnp.asarray(small.audio()))
+    assert jnp.abs(audio_gradient).max() > 0
+
+
+@functools.cache
+def attentive() -> snax.SNAC:
+    config = dataclasses.replace(small.CONFIG, latent_dim=0, encoder_dim=16, decoder_dim=64, attn_window_size=8)
+    return small.model(config)
+
+
+def compute(model: snax.SNAC, audio: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...], jax.Array]:
+    codes = model.encode(audio)
+    gradient = jax.grad(lambda audio: model(audio, key=KEY)[0].sum())(audio)
+    return model.decode(codes, key=KEY), codes, gradient
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_batch_over_several_devices(axis_type: AxisType) -> None:
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(axis_type,))
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    model, audio = attentive(), small.audio(batch=8, samples=5 * small.PAD - 3)
+    expected = jax.jit(compute)(model, audio)
+    with jax.set_mesh(mesh):
+        arguments = jax.device_put(model, NamedSharding(mesh, PartitionSpec())), jax.device_put(audio, rows)
+        compiled = jax.jit(compute).lower(*arguments).compile()
+        decoded, codes, gradient = compiled(*arguments)
+        for array in (decoded, gradient, *codes):
+            assert array.sharding.is_equivalent_to(rows, array.ndim), "the batch was gathered"
+    for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter"):
+        assert collective not in compiled.as_text()
+    assert_equal(codes, expected[1])
+    np.testing.assert_allclose(decoded, expected[0], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(gradient, expected[2], rtol=1e-4, atol=1e-5)
+
+
+def test_sharded_batch_outside_of_any_jit() -> None:
+    mesh = jax.make_mesh((4,), ("data",))
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    audio = small.audio(batch=4, samples=5 * small.PAD - 3)
+    replicated = jax.device_put(attentive(), NamedSharding(mesh, PartitionSpec()))
+    codes = replicated.encode(jax.device_put(audio, rows))
+    assert_equal(codes, attentive().encode(audio))
+    for array in (*codes, replicated.decode(codes, key=KEY)):
+        assert array.sharding.is_equivalent_to(rows, array.ndim)
+
+
+def test_shard_map() -> None:
+    mesh = jax.make_mesh((4,), ("data",))
+    audio = small.audio(batch=8)
+    encode = jax.shard_map(
+        lambda model, audio: model.encode(audio),
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec("data")),
+        out_specs=PartitionSpec("data"),
+    )
+    rows = jax.device_put(audio, NamedSharding(mesh, PartitionSpec("data")))
+    assert_equal(jax.jit(encode)(attentive(), rows), attentive().encode(audio))
+
+
+def test_without_a_key_decoding_is_deterministic(model: snax.SNAC) -> None:
+    codes = model.encode(small.audio())
+    assert_equal(model.decode(codes), model.decode(codes))
+
+
+def test_noise_is_drawn_for_each_key_row_and_step(model: snax.SNAC) -> None:
+    codes = model.encode(np.repeat(small.audio(), 2, axis=0))
+    silent, first, second = model.decode(codes), model.decode(codes, key=KEY), model.decode(codes, key=jax.random.key(1))
+    assert_equal(first, model.decode(codes, key=KEY))
+    assert not np.allclose(first, silent, atol=1e-4)
+    assert not np.allclose(first, second, atol=1e-4)
+    assert not np.allclose(first[0], first[1], atol=1e-4)
+    jitted = jax.jit(lambda codes, key: model.decode(codes, key=key))
+    assert not np.allclose(jitted(codes, KEY), jitted(codes, jax.random.key(1)), atol=1e-4), "noise frozen by jit"
+
+
+def test_noise_is_the_references_in_law() -> None:
+    config = PUBLISHED_CONFIGS["snac_24khz"]
+    noise = draw_noise(config, KEY, 4, 100)
+    assert [block.shape for block in noise] == [(4, 100 * samples) for samples in (8, 64, 256, 512)]
+    flat = np.concatenate([np.ravel(block) for block in noise])
+    # Five standard errors of 336,000 standard normal draws.
+    assert abs(flat.mean()) < 5 / flat.size**0.5
+    assert abs(flat.var() - 1) < 5 * (2 / flat.size) ** 0.5
+    assert len(np.unique(flat)) > 0.95 * flat.size, "streams repeat"  # float32 has some 2**23 values to draw from
+
+
+def test_noise_depends_on_the_frame_and_not_on_the_length() -> None:
+    short, long = (draw_noise(small.CONFIG, KEY, batch, frames) for batch, frames in ((1, 5), (3, 9)))
+    for few, many in zip(short, long, strict=True):
+        np.testing.assert_array_equal(few, many[:1, : few.shape[1]])
+
+
+def test_old_style_keys(model: snax.SNAC) -> None:
+    codes = model.encode(small.audio())
+    assert_equal(model.decode(codes, key=jax.random.PRNGKey(0)), model.decode(codes, key=KEY))
+
+
+def test_model_without_noise_ignores_the_key() -> None:
+    model = small.model(dataclasses.replace(small.CONFIG, noise=False))
+    codes = model.encode(small.audio())
+    assert_equal(model.decode(codes, key=KEY), model.decode(codes))
+
+
+@pytest.mark.parametrize("default", [None, "bfloat16", "tensorfloat32"])
+@pytest.mark.parametrize("precision", ["highest", "default"])
+def test_products_are_as_precise_as_the_model_says(default: str | None, precision: str) -> None:
+    model = snax.SNAC(attentive().config, precision=precision, rngs=small.rngs())
+
+    def gradient(model: snax.SNAC, audio: jax.Array) -> snax.SNAC:
+        return jax.grad(lambda model: model(audio, key=KEY)[0].sum())(model)
+
+    with jax.default_matmul_precision(default):
+        lowered = jax.jit(gradient).lower(model, small.audio()).as_text()
+    products = [line for line in lowered.splitlines() if "stablehlo.dot_general" in line]
+    assert len(products) > 50
+    wanted = "precision = [HIGHEST, HIGHEST]" if precision == "highest" else "precision = [DEFAULT, DEFAULT]"
+    assert all(wanted in product for product in products)
+
+
+def test_bfloat16() -> None:
+    exact = attentive()
+    rounded = jax.tree.map(lambda parameter: parameter.astype(jnp.bfloat16), exact)
+    assert rounded.dtype == jnp.bfloat16
+    audio = small.audio(samples=small.CONFIG.pad_multiple * 24)
+    reconstructed, codes = rounded(audio, key=KEY)
+    assert reconstructed.dtype == jnp.bfloat16
+    assert rounded.audio_to_latents(audio).dtype == jnp.bfloat16
+    assert {level.dtype for level in codes} == {jnp.dtype("int32")}
+    # The audio of given codes: to a few of bfloat16's roundings (0.4 %) of its size.
+    given = exact.encode(audio)
+    expected = exact.decode(given)
+    error = jnp.abs(rounded.decode(given).astype(jnp.float32) - expected).max() / jnp.abs(expected).max()
+    assert error < 0.05
