@@ -24,11 +24,14 @@ def save(model: SNAC, path: str | os.PathLike[str]) -> None:
         path: a folder that does not exist, or a URL that Orbax can write, such as `gs://bucket/model`.
 
     Raises:
-        ValueError: if there is something at `path` already.
+        FileExistsError: if there is something at `path` already.
     """
+    path = _absolute(path)
+    if os.path.exists(path):
+        raise FileExistsError(f"{path} already exists.")
     parameters = nnx.as_pure(nnx.state(model, nnx.Param))
     metadata = {"format": FORMAT, "config": model.config.to_dict()}
-    ocp.save(_absolute(path), parameters, custom_metadata=metadata)
+    ocp.save(path, parameters, custom_metadata=metadata)
 
 
 def restore(

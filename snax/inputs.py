@@ -78,5 +78,12 @@ def _check_floats(name: str, array: Any, mend: str) -> None:
 
 
 def _check_finite(name: str, array: Any) -> None:
-    if not isinstance(array, jax.core.Tracer) and not (finite := jnp.isfinite(array)).all():
+    if isinstance(array, jax.core.Tracer):
+        return
+    if isinstance(array, np.ndarray):
+        with np.errstate(over="ignore"):  # a float64 too large for a float32 is reported as the infinity it becomes
+            finite = np.isfinite(array.astype(np.float32))
+    else:
+        finite = jnp.isfinite(array)
+    if not finite.all():
         raise ValueError(f"{name} must be finite, got NaN or infinity in {(~finite).sum()} of {array.size} places.")

@@ -1,5 +1,7 @@
 """A small model, where the size does not matter."""
 
+import functools
+
 import numpy as np
 from flax import nnx
 
@@ -22,6 +24,7 @@ def rngs() -> nnx.Rngs:
     return nnx.Rngs(0)
 
 
+@functools.cache
 def model(config: snax.SNACConfig = CONFIG) -> snax.SNAC:
     return snax.SNAC(config, rngs=rngs())
 

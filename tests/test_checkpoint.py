@@ -1,0 +1,121 @@
+"""Orbax directories: what comes back, and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import small
+from orbax.checkpoint import v1 as ocp
+
+import snax
+
+
+# Orbax leaves coroutines and tasks behind where a save or a load fails.
+leftovers = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "model"
+    snax.save(small.model(), path)
+    return path
+
+
+def test_round_trip(saved: Path) -> None:
+    model = snax.load(saved)
+    assert model.config == small.CONFIG
+    expected = jax.tree.leaves_with_path(small.model())
+    for (path, ours), (expected_path, parameter) in zip(jax.tree.leaves_with_path(model), expected, strict=True):
+        assert path == expected_path
+        np.testing.assert_array_equal(ours, parameter)
+
+
+def test_more_than_ten_levels_keep_their_order(tmp_path: Path) -> None:
+    config = snax.SNACConfig.from_dict(small.CONFIG.to_dict() | {"vq_strides": [1] * 12})
+    snax.save(small.model(config), tmp_path / "model")
+    audio = small.audio()
+    codes = zip(snax.load(tmp_path / "model").encode(audio), small.model(config).encode(audio), strict=True)
+    for ours, expected in codes:
+        np.testing.assert_array_equal(ours, expected)
+
+
+def test_nothing_is_overwritten(saved: Path) -> None:
+    with pytest.raises(FileExistsError, match="already exists"):
+        snax.save(small.model(), saved)
+
+
+@leftovers
+def test_nothing_is_left_of_a_save_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.rename", full_disk)
+    monkeypatch.setattr("pathlib.Path.rename", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        snax.save(small.model(), tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_url_is_left_to_orbax(monkeypatch: pytest.MonkeyPatch) -> None:
+    def metadata(path: object) -> None:
+        raise FileNotFoundError(f"asked for {path}")
+
+    monkeypatch.setattr(ocp, "metadata", metadata)
+    with pytest.raises(ValueError, match="asked for gs://bucket/model$"):
+        snax.load("gs://bucket/model")
+
+
+def test_foreign_checkpoint(tmp_path: Path) -> None:
+    ocp.save(tmp_path / "other", {"a": np.ones(3)})
+    with pytest.raises(ValueError, match="not of a SNAC: it has no `config`"):
+        snax.load(tmp_path / "other")
+
+
+@leftovers
+def test_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"{tmp_path} can't be read as an Orbax checkpoint"):
+        snax.load(tmp_path)
+
+
+def edit_metadata(path: Path, **changes: object) -> None:
+    file = path / "_CHECKPOINT_METADATA"
+    metadata = json.loads(file.read_text())
+    metadata["custom_metadata"] |= changes
+    file.write_text(json.dumps(metadata))
+
+
+def test_configuration_that_does_not_match(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path / "model")
+    edit_metadata(tmp_path / "model", config=small.CONFIG.to_dict() | {"codebook_size": 32, "noise": False})
+    with pytest.raises(ValueError, match="not those of its configuration, 5 differences") as error:
+        snax.load(tmp_path / "model")
+    assert "mis-shaped: quantizer.quantizers.0.codebook (64, 8), expected (32, 8)" in str(error.value)
+    assert "unexpected: decoder.blocks.1.noise.linear.kernel (1, 4, 4)" in str(error.value)
+
+
+def test_other_format(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path / "model")
+    edit_metadata(tmp_path / "model", format=99)
+    with pytest.raises(ValueError, match="has format 99; this version of snax reads 1"):
+        snax.load(tmp_path / "model")
+
+
+@leftovers
+def test_truncated_data(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path / "model")
+    largest = max((tmp_path / "model").rglob("*"), key=lambda path: path.stat().st_size)
+    with largest.open("r+b") as file:
+        file.truncate(largest.stat().st_size // 2)
+    with pytest.raises(ValueError, match="is damaged, or can't be read"):
+        snax.load(tmp_path / "model")
+
+
+@leftovers
+def test_without_its_list_of_parameters(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path / "model")
+    (tmp_path / "model" / "state" / "_METADATA").write_text("{")
+    with pytest.raises(ValueError, match="damaged"):
+        snax.load(tmp_path / "model")

@@ -1,0 +1,110 @@
+"""Files from strangers: read as tensors or refused."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small
+import snac
+import torch
+from safetensors.numpy import save_file
+
+import snax
+from snax import torch_files
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    torch_files.write_folder(small.model(), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_written_folder_is_the_references(folder: Path) -> None:
+    reference = snac.SNAC.from_pretrained(str(folder))
+    with torch.inference_mode():
+        expected = reference.encode(torch.from_numpy(small.audio()))
+    for ours, theirs in zip(small.model().encode(small.audio()), expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_folder_is_not_overwritten(folder: Path) -> None:
+    with pytest.raises(FileExistsError, match="already exists"):
+        torch_files.write_folder(small.model(), folder)
+
+
+def test_folder_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        torch_files.write_folder(small.model(), tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+class Payload:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return Path.touch, (self.path,)
+
+
+def test_pickle_that_runs_code_is_refused_and_not_run(folder: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "executed"
+    state_dict = torch.load(folder / "pytorch_model.bin", weights_only=True) | {"payload": Payload(victim)}
+    for write in (torch.save, lambda obj, path: path.write_bytes(pickle.dumps(obj))):
+        write(state_dict, folder / "pytorch_model.bin")
+        with pytest.raises(ValueError, match=r"pytorch_model.bin can't be read as weights"):
+            snax.load(folder)
+        assert not victim.exists()
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
+@pytest.mark.parametrize("damage", ["truncated", "random", "empty"])
+def test_damaged_weights(folder: Path, name: str, damage: str) -> None:
+    save_file(torch_files.read_state_dict(folder / "pytorch_model.bin"), folder / "model.safetensors")
+    whole = (folder / name).read_bytes()
+    damaged = {"truncated": whole[: len(whole) // 2], "random": np.random.default_rng(0).bytes(1000), "empty": b""}
+    (folder / name).write_bytes(damaged[damage])
+    with pytest.raises(ValueError, match=f"{name} can't be read as weights"):
+        torch_files.read_state_dict(folder / name)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"a": 1}, torch.zeros(3)])
+def test_pickle_of_something_else(folder: Path, content: object) -> None:
+    torch.save(content, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="expected a dictionary of tensors"):
+        snax.load(folder)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"encoder_rates": "2, 4"}', '{"layers": 3}', "\udcff"])
+@pytest.mark.usefixtures("as_users_see_it")
+def test_configuration_that_is_none(folder: Path, content: str) -> None:
+    (folder / "config.json").write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=r"config.json is not the configuration of a SNAC"):
+        snax.load(folder)
+
+
+def test_without_configuration(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"config.json is not the configuration of a SNAC.*No such file"):
+        snax.load(folder)
+
+
+def test_configuration_that_does_not_match(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps(small.CONFIG.to_dict() | {"codebook_size": 32}))
+    with pytest.raises(ValueError, match=r"pytorch_model.bin does not fit .*config.json: .* 3 differences"):
+        snax.load(folder)
+
+
+def test_bfloat16_safetensors(folder: Path) -> None:
+    import ml_dtypes
+
+    exact = torch_files.read_state_dict(folder / "pytorch_model.bin")
+    save_file({name: array.astype(ml_dtypes.bfloat16) for name, array in exact.items()}, folder / "model.safetensors")
+    model = snax.load(folder)
+    codebook = exact["quantizer.quantizers.0.codebook.weight"].astype(ml_dtypes.bfloat16).astype(np.float32)
+    np.testing.assert_array_equal(model.quantizer.quantizers[0].codebook[...], codebook)
