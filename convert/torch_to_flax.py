@@ -24,7 +24,9 @@ def main() -> None:
         help="a published name, a hub id, a folder with config.json and pytorch_model.bin or model.safetensors, "
         "or such a weights file",
     )
-    parser.add_argument("out", nargs="?", metavar="OUT", help="a new folder; default, for a SOURCE on the hub: the cache")
+    parser.add_argument(
+        "out", nargs="?", metavar="OUT", help="a new folder; default, for a SOURCE on the hub: the cache"
+    )
     parser.add_argument("--config", type=Path, help="default: the config.json beside the weights")
     parser.add_argument("--revision", help="commit, tag or branch of a SOURCE on the hub")
     parser.add_argument("--verify", action="store_true", help="compare with the reference on the same weights")

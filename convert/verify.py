@@ -4,7 +4,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 import jax
@@ -49,7 +49,7 @@ def recorded_noise() -> Iterator[list[jax.Array]]:
     draws: list[jax.Array] = []
     randn = torch.randn
 
-    def recording(*args: object, **kwargs: object) -> torch.Tensor:
+    def recording(*args: Any, **kwargs: Any) -> torch.Tensor:
         noise = randn(*args, **kwargs)
         draws.append(jnp.asarray(noise[:, 0].numpy()))
         return noise

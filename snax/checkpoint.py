@@ -12,7 +12,6 @@ from orbax.checkpoint import v1 as ocp
 from .config import SNACConfig
 from .model import SNAC
 
-
 # Counts up when parameters change their layout, which shapes alone need not show.
 FORMAT = 1
 

@@ -126,8 +126,8 @@ class SNACConfig:
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(fields) - known):
             raise ValueError(f"not the configuration of a SNAC: unknown {unknown}, known are {sorted(known)}.")
-        lists_as_tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-        return cls(**lists_as_tuples | {"latent_dim": fields.get("latent_dim") or 0})
+        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        return cls(**arguments | {"latent_dim": fields.get("latent_dim") or 0})
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as `config.json` has them: `from_dict`'s inverse, and the reference's keyword arguments."""

@@ -82,7 +82,7 @@ def _check_finite(name: str, array: Any) -> None:
         return
     if isinstance(array, np.ndarray):
         with np.errstate(over="ignore"):  # a float64 too large for a float32 is reported as the infinity it becomes
-            finite = np.isfinite(array.astype(np.float32))
+            finite: Any = np.isfinite(array.astype(np.float32))
     else:
         finite = jnp.isfinite(array)
     if not finite.all():

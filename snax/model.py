@@ -27,7 +27,7 @@ class Encoder(nnx.Module):
     def __init__(self, config: SNACConfig, *, rngs: nnx.Rngs):
         depthwise, channels = config.depthwise, config.encoder_dim
         self.conv_in = Conv(1, channels, 7, rngs=rngs)
-        self.blocks = nnx.List()
+        self.blocks: nnx.List[EncoderBlock] = nnx.List()
         for rate in config.encoder_rates:
             self.blocks.append(EncoderBlock(channels, 2 * channels, rate, depthwise=depthwise, rngs=rngs))
             channels *= 2
@@ -60,11 +60,9 @@ class Decoder(nnx.Module):
             self.conv_in = nnx.List([Conv(latent_dim, channels, 7, rngs=rngs)])
         window_size = config.attn_window_size
         self.attention = None if window_size is None else LocalMHA(channels, window_size, rngs=rngs)
-        self.blocks = nnx.List()
+        self.blocks: nnx.List[DecoderBlock] = nnx.List()
         for rate in config.decoder_rates:
-            block = DecoderBlock(
-                channels, channels // 2, rate, noise=config.noise, depthwise=depthwise, rngs=rngs
-            )
+            block = DecoderBlock(channels, channels // 2, rate, noise=config.noise, depthwise=depthwise, rngs=rngs)
             self.blocks.append(block)
             channels //= 2
         self.snake = Snake(channels)
@@ -133,7 +131,7 @@ class SNAC(nnx.Module):
         return self.encoder.conv_in.kernel.dtype
 
     def encode(self, audio: Float[Array | np.ndarray, "batch 1 samples"]) -> tuple[Int32[Array, "batch _"], ...]:
-        """The codes of `audio` at `config.sampling_rate`, zero-padded at its end to a multiple of `config.pad_multiple`.
+        """The codes of `audio` at `config.sampling_rate`, zero-padded to a multiple of `config.pad_multiple` samples.
 
         Returns:
             For each of `config.vq_strides` an array (batch, padded samples / hop_length / stride), coarse to fine.
@@ -170,7 +168,9 @@ class SNAC(nnx.Module):
         """The nearest latents that codes can say (gradient straight through), and those codes."""
         check_latents(latents, self.config)
         if any(latents.shape[1] % stride for stride in self.config.vq_strides):
-            raise ValueError(f"latents have {latents.shape[1]} frames, not a multiple of all of {self.config.vq_strides}.")
+            raise ValueError(
+                f"latents have {latents.shape[1]} frames, not a multiple of all of {self.config.vq_strides}."
+            )
         return self._quantize(jnp.asarray(latents, self.dtype))
 
     def dequantize(
@@ -228,9 +228,7 @@ class SNAC(nnx.Module):
         return tuple(level.astype(np.int32) for level in codes)
 
 
-def draw_noise(
-    config: SNACConfig, key: PRNGKeyArray, batch: int, frames: int
-) -> tuple[Float[Array, "batch _"], ...]:
+def draw_noise(config: SNACConfig, key: PRNGKeyArray, batch: int, frames: int) -> tuple[Float[Array, "batch _"], ...]:
     """Standard normal values for each decoder block's time steps.
 
     Those of a latent frame depend on the key, the row and the number of the frame alone, so that the same codes get

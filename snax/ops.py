@@ -4,6 +4,7 @@ Convolutions are matrix products and shifted sums, never `lax.conv_general_dilat
 slower on a CPU and move two to three times the bytes on a TPU. All padding is zeros, as in the reference.
 """
 
+import functools
 import math
 
 import jax.numpy as jnp
@@ -64,7 +65,8 @@ def depthwise_conv(
     x: Float[Array, "batch time channels"], kernel: Float[Array, "taps 1 channels"], dilation: int = 1
 ) -> Float[Array, "batch time channels"]:
     """Convolution of each channel with its own taps (an odd number), to the same length."""
-    return sum(shifted * tap for shifted, tap in zip(_shifted(x, len(kernel), dilation), kernel[:, None], strict=True))
+    shifted = _shifted(x, len(kernel), dilation)
+    return functools.reduce(jnp.add, [y * tap for y, tap in zip(shifted, kernel[:, None], strict=True)])
 
 
 def conv(
@@ -79,7 +81,7 @@ def conv(
         return columns @ kernel.reshape(taps * in_channels, out_channels)
     products = x @ kernel.swapaxes(0, 1).reshape(in_channels, taps * out_channels)
     shifted = _shifted(products, taps, dilation)
-    return sum(y[..., i * out_channels : (i + 1) * out_channels] for i, y in enumerate(shifted))
+    return functools.reduce(jnp.add, [y[..., i * out_channels : (i + 1) * out_channels] for i, y in enumerate(shifted)])
 
 
 def strided_conv(

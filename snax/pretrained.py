@@ -84,7 +84,7 @@ def load(
             model = torch_files.read_model(weights_path, config_path, precision=precision)
             return jax.tree.map(lambda parameter: jax.device_put(parameter.astype(dtype), sharding), model)
     else:
-        source = converted(source, revision)
+        source = os.fspath(converted(source, revision))
     return checkpoint.restore(source, dtype=dtype, sharding=sharding, precision=precision)
 
 
@@ -105,7 +105,7 @@ def converted(name: str, revision: str | None = None) -> Path:
     weights_path, config_path = download(name, revision)
     model = torch_files.read_model(weights_path, config_path)
     # One process writes, into a folder of another name: whoever comes next finds all of it, or nothing.
-    with FileLock(folder.with_suffix(".lock")):
+    with FileLock(os.fspath(folder.with_suffix(".lock"))):
         if not folder.exists():
             unfinished = folder.with_suffix(".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
@@ -170,7 +170,7 @@ def _download(repo_id: str, filename: str, revision: str) -> Path:
     except errors.LocalEntryNotFoundError as error:
         raise ConnectionError(
             f"{filename} of {repo_id} is not in the cache and the hub can't be reached: download it elsewhere and "
-            f"pass the folder, or try again. {error}"
+            "pass the folder, or try again."
         ) from error
     except errors.EntryNotFoundError as error:
         raise FileNotFoundError(f"{repo_id} at revision {revision} has no {filename}: it holds no SNAC.") from error

@@ -1,5 +1,6 @@
 """Multi-scale residual vector quantization: coarse levels see the latents averaged over longer stretches."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -34,7 +35,7 @@ class VectorQuantize(nnx.Module):
         projected = self.in_proj(pooled)
         codes = self.nearest(projected)
         rows = self.codebook[...][codes]
-        # Straight through: the gradient passes as if the codebook were not there. The sum keeps the reference's rounding.
+        # Straight through: the gradient passes as if the codebook were not there. The sum rounds as the reference does.
         straight_through = projected + lax.stop_gradient(rows - projected)
         return self._project_back(straight_through), codes
 
@@ -80,4 +81,5 @@ class ResidualVectorQuantize(nnx.Module):
 
     def dequantize(self, codes: Sequence[Integer[Array, "batch _"]]) -> Float[Array, "batch frames channels"]:
         """The sum of what all levels' codes stand for."""
-        return sum(quantizer.dequantize(level) for quantizer, level in zip(self.quantizers, codes, strict=True))
+        levels = [quantizer.dequantize(level) for quantizer, level in zip(self.quantizers, codes, strict=True)]
+        return functools.reduce(jnp.add, levels)

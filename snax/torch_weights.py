@@ -89,7 +89,7 @@ class _Tensor(NamedTuple):
     """A parameter of ours and where torch keeps it: `parameter.transpose(axes)`, all axes after the third merged."""
 
     name: str
-    parameter: nnx.Param[Any]
+    parameter: Any  # an nnx.Param
     axes: tuple[int, ...]
     weight_norm: bool = False
 
@@ -122,6 +122,7 @@ def _sequential(prefix: str, modules: Iterable[nnx.Module | None]) -> Iterator[_
 
 
 def _walk(prefix: str, module: nnx.Module) -> Iterator[_Tensor]:
+    modules: list[nnx.Module | None]
     match module:
         case Encoder():
             modules = [module.conv_in, *module.blocks, module.attention, module.conv_out]

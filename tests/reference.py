@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import snac
 import torch
-from convert.verify import AUDIO_BOUND, LATENTS_BOUND, decode_with_noise, recorded_noise
 from torch import nn
 
 import snax
+from convert.verify import AUDIO_BOUND, LATENTS_BOUND, decode_with_noise, recorded_noise
 from snax.torch_weights import _tensors, from_torch
 
 # Two codes whose distances, in float64, are this close relative to each other are a tie that rounding decides.
@@ -148,7 +148,11 @@ def _assert_same_tokens(
         level_astray = astray.unflatten(1, (-1, quantizer.stride)).any(2)
         for row, frame in differs.nonzero().tolist():
             mine = distances[row, frame, our_level[row, frame]]
-            best = distances[row, frame].min() if level_astray[row, frame] else distances[row, frame, theirs[i][row, frame]]
+            best = (
+                distances[row, frame].min()
+                if level_astray[row, frame]
+                else distances[row, frame, theirs[i][row, frame]]
+            )
             print(f"level {i}, row {row}, frame {frame}: a tie? distance {mine}, the reference's {best}")
             assert abs(mine - best) < TIE * best, f"level {i}, row {row}, frame {frame}: {mine} is no tie with {best}"
         astray |= differs.repeat_interleave(quantizer.stride, dim=1)

@@ -33,7 +33,11 @@ def test_defaults_are_the_references() -> None:
 
 @pytest.mark.parametrize(
     ("name", "latent_dim", "hop_length", "pad_multiple", "kbps"),
-    [("snac_24khz", 768, 512, 2048, 0.98), ("snac_32khz", 1024, 384, 12288, 1.9), ("snac_44khz", 1024, 384, 12288, 2.6)],
+    [
+        ("snac_24khz", 768, 512, 2048, 0.98),
+        ("snac_32khz", 1024, 384, 12288, 1.9),
+        ("snac_44khz", 1024, 384, 12288, 2.6),
+    ],
 )
 def test_derived(name: str, latent_dim: int, hop_length: int, pad_multiple: int, kbps: float) -> None:
     config = PUBLISHED_CONFIGS[name]

@@ -53,7 +53,10 @@ BAD_CODES: dict[str, tuple[Any, str]] = {
     "flat": ([level[0] for level in CODES], r"codes\[0\] must be \(batch, frames\), got \(10,\)"),
     "floats": ([level.astype(np.float32) for level in CODES], r"codes\[0\] must be an array of integers, got float32"),
     "lists": ([level.tolist() for level in CODES], r"codes\[0\] must be an array of integers, got <class 'list'>"),
-    "too large": ([*CODES[:2], CODES[2] + 64], r"codes\[2\] must be between 0 and .* \(=63\), got values from 64 to 64"),
+    "too large": (
+        [*CODES[:2], CODES[2] + 64],
+        r"codes\[2\] must be between 0 and .* \(=63\), got values from 64 to 64",
+    ),
     "negative": ([CODES[0] - 1, *CODES[1:]], r"codes\[0\] must be between .* got values from -1 to -1"),
     "too large, on the device": ([*CODES[:2], jnp.asarray(CODES[2]).at[0, 7].set(99)], "got values from 0 to 99"),
 }

@@ -173,7 +173,11 @@ def test_without_a_key_decoding_is_deterministic(model: snax.SNAC) -> None:
 
 def test_noise_is_drawn_for_each_key_row_and_step(model: snax.SNAC) -> None:
     codes = model.encode(np.repeat(small.audio(), 2, axis=0))
-    silent, first, second = model.decode(codes), model.decode(codes, key=KEY), model.decode(codes, key=jax.random.key(1))
+    silent, first, second = (
+        model.decode(codes),
+        model.decode(codes, key=KEY),
+        model.decode(codes, key=jax.random.key(1)),
+    )
     assert_equal(first, model.decode(codes, key=KEY))
     assert not np.allclose(first, silent, atol=1e-4)
     assert not np.allclose(first, second, atol=1e-4)

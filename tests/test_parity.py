@@ -46,7 +46,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "vq_strides": [8, 4, 2, 1],
     },
     "decoder with other rates": {"encoder_rates": [2, 8], "decoder_rates": [4, 2, 2]},
-    "decoder of a width that halves unevenly": {"decoder_dim": 27, "encoder_rates": [2, 2, 2], "decoder_rates": [2, 2, 2]},
+    "decoder of a width that halves unevenly": {
+        "decoder_dim": 27,
+        "encoder_rates": [2, 2, 2],
+        "decoder_rates": [2, 2, 2],
+    },
     "rate of one": {"encoder_rates": [1, 4], "decoder_rates": [4]},
     "rate of one before an odd one": {"encoder_rates": [2, 1, 3], "decoder_rates": [3, 2]},
     "single rate, single level": {"encoder_rates": [4], "decoder_rates": [4], "vq_strides": [1]},

@@ -78,7 +78,9 @@ def assert_is_the_references(model: snax.SNAC, torch_folder: Path) -> None:
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_published_name_is_downloaded_once(published: hub.Hub, torch_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_published_name_is_downloaded_once(
+    published: hub.Hub, torch_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert_is_the_references(snax.load("snac_24khz"), torch_folder)
     requests = list(published.requests)
     assert any("pytorch_model.bin" in request for request in requests)
@@ -139,7 +141,9 @@ def test_other_weights_than_the_published_ones(published: hub.Hub, tmp_path: Pat
         ("hubertsiuzdak/snac_32khz", None, ValueError, "the hub has no hubertsiuzdak/snac_32khz"),
     ],
 )
-def test_unknown_names(published: hub.Hub, name: str, revision: str | None, error: type[Exception], message: str) -> None:
+def test_unknown_names(
+    published: hub.Hub, name: str, revision: str | None, error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         snax.load(name, revision=revision)
 
@@ -251,9 +255,3 @@ def test_relative_folder(torch_folder: Path, tmp_path: Path, monkeypatch: pytest
 def test_wrong_options(torch_folder: Path, options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         snax.load(torch_folder, **options)
-
-
-def test_folder_without_a_model(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").touch()
-    with pytest.raises(ValueError, match="can't be read as an Orbax checkpoint"):
-        snax.load(tmp_path)

@@ -13,11 +13,11 @@ import pytest
 import reference
 import snac
 import torch
-from convert.verify import AUDIO_BOUND
 
 import snax
+from convert.verify import AUDIO_BOUND
 from snax.config import PUBLISHED_CONFIGS
-from snax.pretrained import PUBLISHED, download
+from snax.pretrained import download
 from snax.torch_weights import to_torch
 
 NAMES = list(PUBLISHED_CONFIGS)

@@ -69,7 +69,9 @@ def test_half_precision_files(state_dict: dict[str, np.ndarray]) -> None:
     halves = {name: array.astype(np.float16) for name, array in state_dict.items()}
     model = from_torch(halves, CONFIG)
     assert model.dtype == np.float32
-    np.testing.assert_array_equal(model.quantizer.quantizers[0].codebook[...], halves["quantizer.quantizers.0.codebook.weight"])
+    np.testing.assert_array_equal(
+        model.quantizer.quantizers[0].codebook[...], halves["quantizer.quantizers.0.codebook.weight"]
+    )
 
 
 def test_channel_that_is_all_zeros(torch_model: snac.SNAC, state_dict: dict[str, np.ndarray]) -> None:

@@ -1,0 +1,106 @@
+"""Hear and see what SNAC does to a clip of speech: `make demo`, or `python examples/demo.py [AUDIO] [OUT]`.
+
+Writes the codes, the reconstructed audio and a picture of both, and prints what it cost.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+import soundfile
+import soxr
+from flax import nnx
+from matplotlib import mlab
+
+import snax
+from snax.config import PUBLISHED_CONFIGS
+
+NAME = "snac_24khz"
+CLIP = Path(__file__).parents[1] / "tests" / "data" / "speech_7s.wav"
+
+
+def main() -> None:
+    source = Path(sys.argv[1]) if len(sys.argv) > 1 else CLIP
+    out = Path(sys.argv[2]) if len(sys.argv) > 2 else Path("demo")
+    out.mkdir(parents=True, exist_ok=True)
+
+    model, trained = load()
+    config = model.config
+    audio = read_mono(source, config.sampling_rate)
+    codes, encode_seconds = timed(model.encode, audio)
+    decoded, decode_seconds = timed(model.decode, codes)
+    reconstructed = np.asarray(decoded)[0, 0, : audio.shape[-1]]
+
+    stem = out / source.stem
+    np.savez(f"{stem}_codes.npz", *codes)
+    soundfile.write(f"{stem}_{NAME}.wav", reconstructed, config.sampling_rate)
+    title = f"{source.name} through {NAME}" + ("" if trained else ", RANDOM WEIGHTS: the reconstruction is noise")
+    draw(f"{stem}_{NAME}.png", audio[0, 0], codes, reconstructed, title)
+
+    seconds = audio.shape[-1] / config.sampling_rate
+    tokens = [level.size for level in codes]
+    print(f"  {source.name}: {seconds:.2f} s at {config.sampling_rate} Hz")
+    print(f"  tokens:  {' + '.join(map(str, tokens))} = {sum(tokens)}, coarse to fine")
+    print(f"  bitrate: {config.bitrate / 1000:.2f} kbps")
+    speeds = seconds / encode_seconds, seconds / decode_seconds
+    print("  speed:   encoded at {:.0f} x real time, decoded at {:.0f} x".format(*speeds), jax.devices()[0].device_kind)
+    print(f"  wrote:   {stem}_codes.npz, {stem}_{NAME}.wav, {stem}_{NAME}.png")
+
+
+def load() -> tuple[snax.SNAC, bool]:
+    """The published model, or where it can't be had one of its architecture that has learned nothing."""
+    print(f"Loading {NAME} ...")
+    try:
+        return snax.load(NAME), True
+    except ConnectionError as error:
+        print(f"{NAME} can't be had: {error}\n")
+        print("Going on with random weights in the same architecture. WHAT YOU HEAR WILL BE NOISE, not SNAC:")
+        print("the shapes, the token counts and the speed are real, the sound and the tokens are not.\n")
+        return snax.SNAC(PUBLISHED_CONFIGS[NAME], rngs=nnx.Rngs(0)), False
+
+
+def read_mono(path: Path, rate: int) -> np.ndarray:
+    """(1, 1, samples) at `rate`."""
+    samples, file_rate = soundfile.read(path, dtype="float32", always_2d=True)
+    resampled: np.ndarray = soxr.resample(samples.mean(axis=1), file_rate, rate)
+    return resampled[None, None]
+
+
+def timed(method: Callable[[Any], Any], argument: Any) -> tuple[Any, float]:
+    """The result, and the seconds that a second call takes: the first one compiles."""
+    jax.block_until_ready(method(argument))
+    start = time.perf_counter()
+    result = jax.block_until_ready(method(argument))
+    return result, time.perf_counter() - start
+
+
+def draw(path: str, audio: np.ndarray, codes: tuple[jax.Array, ...], reconstructed: np.ndarray, title: str) -> None:
+    """Both spectrograms, and between them the codes, each as wide as the time it stands for."""
+    figure, (above, grid, below) = plt.subplots(
+        3, 1, figsize=(12, 8), sharex=True, height_ratios=[3, 2, 3], layout="constrained"
+    )
+    rate = PUBLISHED_CONFIGS[NAME].sampling_rate
+    figure.suptitle(title)
+    for axes, samples, name in ((above, audio, "original"), (below, reconstructed, "reconstructed")):
+        spectrogram: Any = mlab.specgram(samples, NFFT=1024, Fs=rate, noverlap=768)
+        power, frequencies, _ = spectrogram
+        decibels = 10 * np.log10(power + 1e-12)
+        extent = (0, samples.size / rate, 0, frequencies[-1] / 1000)
+        axes.imshow(decibels, origin="lower", aspect="auto", extent=extent, vmin=-100, vmax=-30, cmap="magma")
+        axes.set_ylabel(f"{name}, kHz")
+    seconds = codes[-1].shape[-1] * PUBLISHED_CONFIGS[NAME].hop_length / rate
+    for i, level in enumerate(codes):
+        grid.imshow(level, aspect="auto", extent=(0, seconds, i + 0.95, i + 0.05), cmap="twilight", vmin=0, vmax=4095)
+    grid.set(ylim=(len(codes), 0), xlim=(0, audio.size / rate), ylabel="codes, by level")
+    grid.set_yticks([i + 0.5 for i in range(len(codes))], [f"{i}" for i in range(len(codes))])
+    below.set_xlabel("seconds")
+    figure.savefig(path, dpi=100)
+
+
+if __name__ == "__main__":
+    main()
