@@ -69,7 +69,7 @@ def compare(reference: snac.SNAC, model: snax.SNAC, audio: np.ndarray) -> Differ
     decoded = np.asarray(decode_with_noise(model, model.dequantize(codes), noise or None))
     return Differences(
         latents=float(np.abs(latents - expected_latents).max() / np.sqrt(np.square(expected_latents).mean())),
-        tokens=tuple(float((a == b).mean()) for a, b in zip(model.encode(audio), codes, strict=True)),
+        tokens=tuple(float((np.asarray(a) == b).mean()) for a, b in zip(model.encode(audio), codes, strict=True)),
         audio=float(np.abs(decoded - expected_audio).max()),
     )
 
