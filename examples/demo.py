@@ -15,6 +15,7 @@ import numpy as np
 import soundfile
 import soxr
 from flax import nnx
+from huggingface_hub.utils import logging as hub_logging
 from matplotlib import mlab
 
 import snax
@@ -47,14 +48,16 @@ def main() -> None:
     print(f"  {source.name}: {seconds:.2f} s at {config.sampling_rate} Hz")
     print(f"  tokens:  {' + '.join(map(str, tokens))} = {sum(tokens)}, coarse to fine")
     print(f"  bitrate: {config.bitrate / 1000:.2f} kbps")
-    speeds = seconds / encode_seconds, seconds / decode_seconds
-    print("  speed:   encoded at {:.0f} x real time, decoded at {:.0f} x".format(*speeds), jax.devices()[0].device_kind)
+    device = jax.devices()[0].device_kind
+    encode_speed, decode_speed = seconds / encode_seconds, seconds / decode_seconds
+    print(f"  speed:   encoded at {encode_speed:.0f} x real time, decoded at {decode_speed:.0f} x, on {device}")
     print(f"  wrote:   {stem}_codes.npz, {stem}_{NAME}.wav, {stem}_{NAME}.png")
 
 
 def load() -> tuple[snax.SNAC, bool]:
     """The published model, or where it can't be had one of its architecture that has learned nothing."""
     print(f"Loading {NAME} ...")
+    hub_logging.set_verbosity_error()  # where there is no network, its five tries fill the screen
     try:
         return snax.load(NAME), True
     except ConnectionError as error:

@@ -100,7 +100,7 @@ def converted(name: str, revision: str | None = None) -> Path:
     if jax.process_count() > 1:
         raise RuntimeError(
             f"{name} has not been converted on this host, and several JAX processes can't do that at once: "
-            f"run `python -c 'import snax; snax.load({name!r})'` on each host first."
+            f"run `python convert/torch_to_flax.py {name}` on each host first."
         )
     weights_path, config_path = download(name, revision)
     model = torch_files.read_model(weights_path, config_path)
@@ -166,7 +166,9 @@ def _download(repo_id: str, filename: str, revision: str) -> Path:
     try:
         return Path(hf_hub_download(repo_id, filename, revision=revision))
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-        raise ValueError(f"the hub has no {repo_id} at revision {revision}, or not for you: {error}") from error
+        raise ValueError(
+            f"the hub has no {repo_id} at revision {revision}, or not for you, nor is it a folder here: {error}"
+        ) from error
     except errors.LocalEntryNotFoundError as error:
         raise ConnectionError(
             f"{filename} of {repo_id} is not in the cache and the hub can't be reached: download it elsewhere and "

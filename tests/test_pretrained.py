@@ -172,6 +172,13 @@ def test_broken_download_leaves_nothing_half_done(
     assert_is_the_references(snax.load("snac_24khz"), torch_folder)
 
 
+def test_several_jax_processes_do_not_convert(published: hub.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as context:
+        context.setattr(jax, "process_count", lambda: 2)
+        with pytest.raises(RuntimeError, match=r"torch_to_flax.py snac_24khz` on each host first"):
+            snax.load("snac_24khz")
+
+
 # What a user's process runs, the hub, the cache and the model's hash coming by way of the environment.
 LOAD = """
 import dataclasses, os, sys
