@@ -124,6 +124,16 @@ def in_float64(reference: snac.SNAC) -> snac.SNAC:
     return copy.deepcopy(reference).double()
 
 
+def without_weight_norm(reference: snac.SNAC, config: snax.SNACConfig) -> snac.SNAC:
+    """The same function with plain weights; not made of a copy, with which it would share the classes changed here."""
+    plain = snac.SNAC(**config.to_dict()).eval()
+    plain.load_state_dict(reference.state_dict())
+    for module in plain.modules():
+        if nn.utils.parametrize.is_parametrized(module):
+            nn.utils.parametrize.remove_parametrizations(module, "weight")
+    return plain
+
+
 def _assert_close(ours: jax.Array, expected: torch.Tensor) -> None:
     rms = expected.square().mean().sqrt().item()
     np.testing.assert_allclose(ours, expected.swapaxes(1, 2), rtol=0, atol=LATENTS_BOUND * rms)
@@ -161,10 +171,7 @@ def _assert_same_tokens(
 
 def assert_same_gradients(reference: snac.SNAC, model: snax.SNAC, audio: np.ndarray) -> None:
     """Gradients of one scalar loss on the round trip and on decoded codes, by audio and by every parameter."""
-    plain = copy.deepcopy(reference)  # ours has no gain and direction, so neither may theirs
-    for module in plain.modules():
-        if nn.utils.parametrize.is_parametrized(module):
-            nn.utils.parametrize.remove_parametrizations(module, "weight")
+    plain = without_weight_norm(reference, model.config)  # ours has no gain and direction, so neither may theirs
     weights = np.random.default_rng(0).standard_normal(audio.shape, np.float32)
     torch_audio = torch.from_numpy(audio).requires_grad_()
     with recorded_noise() as noise:
