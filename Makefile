@@ -16,6 +16,7 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 .venv/installed: pyproject.toml
+	@echo "Making the environment in .venv: a minute or two, mostly JAX and torch ..."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
