@@ -84,10 +84,28 @@ def conv(
     return functools.reduce(jnp.add, [y[..., i * out_channels : (i + 1) * out_channels] for i, y in enumerate(shifted)])
 
 
+def two_taps(
+    x: Float[Array, "batch _ in_channels"],
+    this: Float[Array, "in_channels out_channels"],
+    following: Float[Array, "in_channels out_channels"],
+) -> Float[Array, "batch frames out_channels"]:
+    """Each frame @ `this` + the next @ `following`, two frames at a time in three products instead of four.
+
+    Winograd's minimal filtering F(2, 2) (https://arxiv.org/abs/1509.09308): the middle frame of three meets the sum of
+    both kernels once, and its neighbours' differences from it correct each side.
+    """
+    frames = x.shape[1] - 1
+    x = jnp.pad(x, ((0, 0), (0, frames % 2), (0, 0)))
+    first, middle, last = x[:, :-1:2], x[:, 1::2], x[:, 2::2]
+    shared = middle @ (this + following)
+    pairs = jnp.stack([shared + (first - middle) @ this, shared + (last - middle) @ following], axis=2)
+    return pairs.reshape(len(x), -1, this.shape[1])[:, :frames]
+
+
 def strided_conv(
     x: Float[Array, "batch time in_channels"], kernel: Float[Array, "taps in_channels out_channels"]
 ) -> Float[Array, "batch frames out_channels"]:
-    """Convolution of 2 * stride taps and padding ceil(stride / 2): blocks of `stride` samples, two products."""
+    """Convolution of 2 * stride taps and padding ceil(stride / 2), on blocks of `stride` samples."""
     stride = len(kernel) // 2
     batch, time, in_channels = x.shape
     frames = strided_length(time, stride)
@@ -95,8 +113,7 @@ def strided_conv(
     right = (frames + 1) * stride - left - time  # negative where the last samples reach no frame
     padded = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (left, right, 0), (0, 0, 0)))
     blocks = padded.reshape(batch, frames + 1, stride * in_channels)
-    this, following = kernel.reshape(2, stride * in_channels, -1)
-    return blocks[:, :-1] @ this + blocks[:, 1:] @ following
+    return two_taps(blocks, *kernel.reshape(2, stride * in_channels, -1))
 
 
 def transposed_conv(
@@ -110,7 +127,7 @@ def transposed_conv(
     _, in_channels, stride, out_channels = kernel.shape
     batch, frames, _ = x.shape
     first, second = kernel.reshape(2, in_channels, stride * out_channels)
-    blocks = jnp.pad(x @ first, ((0, 0), (0, 1), (0, 0))) + jnp.pad(x @ second, ((0, 0), (1, 0), (0, 0)))
+    blocks = two_taps(jnp.pad(x, ((0, 0), (1, 1), (0, 0))), second, first)
     samples = blocks.reshape(batch, (frames + 1) * stride, out_channels)
     left = math.ceil(stride / 2)
     return samples[:, left : left + frames * stride]
