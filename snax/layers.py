@@ -4,9 +4,20 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from . import ops
+
+
+# Which stretches of time are inside of the clip; each value covers an equal number of steps. None: all of them.
+Valid = Bool[Array, "_ _"] | None
+
+
+def _inside(x: Float[Array, "batch time channels"], valid: Valid) -> Float[Array, "batch time channels"]:
+    """x with zeros outside of the clip, where a convolution must see what it sees beyond the ends of an array."""
+    if valid is None:
+        return x
+    return jnp.where(jnp.repeat(valid, x.shape[1] // valid.shape[1], axis=1)[..., None], x, 0)
 
 
 def _uniform(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int) -> nnx.Param[Array]:
@@ -43,7 +54,11 @@ class Conv(nnx.Module):
         self.kernel = _uniform(rngs, (kernel_size, in_channels // groups, out_channels), fan_in)
         self.bias = _uniform(rngs, (out_channels,), fan_in) if use_bias else None
 
-    def __call__(self, x: Float[Array, "batch time in_channels"]) -> Float[Array, "batch time out_channels"]:
+    def __call__(
+        self, x: Float[Array, "batch time in_channels"], valid: Valid = None
+    ) -> Float[Array, "batch time out_channels"]:
+        if len(self.kernel) > 1:
+            x = _inside(x, valid)
         apply = ops.conv if self.groups == 1 else ops.depthwise_conv
         y = apply(x, self.kernel[...], self.dilation)
         return y if self.bias is None else y + self.bias[None, None]
@@ -57,8 +72,10 @@ class StridedConv(nnx.Module):
         self.kernel = _uniform(rngs, (2 * stride, in_channels, out_channels), fan_in)
         self.bias = _uniform(rngs, (out_channels,), fan_in)
 
-    def __call__(self, x: Float[Array, "batch time in_channels"]) -> Float[Array, "batch frames out_channels"]:
-        return ops.strided_conv(x, self.kernel[...]) + self.bias[None, None]
+    def __call__(
+        self, x: Float[Array, "batch time in_channels"], valid: Valid = None
+    ) -> Float[Array, "batch frames out_channels"]:
+        return ops.strided_conv(_inside(x, valid), self.kernel[...]) + self.bias[None, None]
 
 
 class TransposedConv(nnx.Module):
@@ -69,8 +86,10 @@ class TransposedConv(nnx.Module):
         self.kernel = _uniform(rngs, (2, in_channels, stride, out_channels), fan_in)
         self.bias = _uniform(rngs, (out_channels,), fan_in)
 
-    def __call__(self, x: Float[Array, "batch frames in_channels"]) -> Float[Array, "batch time out_channels"]:
-        return ops.transposed_conv(x, self.kernel[...]) + self.bias[None, None]
+    def __call__(
+        self, x: Float[Array, "batch frames in_channels"], valid: Valid = None
+    ) -> Float[Array, "batch time out_channels"]:
+        return ops.transposed_conv(_inside(x, valid), self.kernel[...]) + self.bias[None, None]
 
 
 class ResidualUnit(nnx.Module):
@@ -82,8 +101,10 @@ class ResidualUnit(nnx.Module):
         self.snake2 = Snake(channels)
         self.conv2 = Conv(channels, channels, 1, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "batch time channels"]) -> Float[Array, "batch time channels"]:
-        return x + self.conv2(self.snake2(self.conv1(self.snake1(x))))
+    def __call__(
+        self, x: Float[Array, "batch time channels"], valid: Valid = None
+    ) -> Float[Array, "batch time channels"]:
+        return x + self.conv2(self.snake2(self.conv1(self.snake1(x), valid)))
 
 
 def _residual_units(channels: int, *, depthwise: bool, rngs: nnx.Rngs) -> nnx.List[ResidualUnit]:
@@ -99,10 +120,12 @@ class EncoderBlock(nnx.Module):
         self.snake = Snake(in_channels)
         self.conv = StridedConv(in_channels, out_channels, stride, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "batch time in_channels"]) -> Float[Array, "batch frames out_channels"]:
+    def __call__(
+        self, x: Float[Array, "batch time in_channels"], valid: Valid = None
+    ) -> Float[Array, "batch frames out_channels"]:
         for unit in self.residual_units:
-            x = unit(x)
-        return self.conv(self.snake(x))
+            x = unit(x, valid)
+        return self.conv(self.snake(x), valid)
 
 
 class NoiseBlock(nnx.Module):
@@ -129,11 +152,14 @@ class DecoderBlock(nnx.Module):
         self.residual_units = _residual_units(out_channels, depthwise=depthwise, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "batch frames in_channels"], noise: Float[Array, "batch time"] | None = None
+        self,
+        x: Float[Array, "batch frames in_channels"],
+        noise: Float[Array, "batch time"] | None = None,
+        valid: Valid = None,
     ) -> Float[Array, "batch time out_channels"]:
-        x = self.conv(self.snake(x))
+        x = self.conv(self.snake(x), valid)
         if self.noise is not None and noise is not None:
             x = self.noise(x, noise)
         for unit in self.residual_units:
-            x = unit(x)
+            x = unit(x, valid)
         return x

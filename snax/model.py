@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Float, Int32, Integer, PRNGKeyArray
 
 from .attention import LocalMHA
+from .blocks import in_blocks
 from .config import SNACConfig
 from .inputs import check_audio, check_codes, check_latents
 from .layers import Conv, DecoderBlock, EncoderBlock, Snake
@@ -26,6 +28,7 @@ class Encoder(nnx.Module):
 
     def __init__(self, config: SNACConfig, *, rngs: nnx.Rngs):
         depthwise, channels = config.depthwise, config.encoder_dim
+        self.rates = config.encoder_rates
         self.conv_in = Conv(1, channels, 7, rngs=rngs)
         self.blocks: nnx.List[EncoderBlock] = nnx.List()
         for rate in config.encoder_rates:
@@ -36,9 +39,17 @@ class Encoder(nnx.Module):
         self.conv_out = Conv(channels, channels, 7, groups=channels if depthwise else 1, rngs=rngs)
 
     def __call__(self, audio: Float[Array, "batch samples 1"]) -> Float[Array, "batch frames channels"]:
-        x = self.conv_in(audio)
-        for block in self.blocks:
-            x = block(x)
+        *shallow, deepest = self.blocks
+
+        def full_rate(inputs: Sequence[Array], valid: Array | None) -> Array:
+            x = self.conv_in(inputs[0], valid)
+            for block in shallow:
+                x = block(x, valid)
+            return x
+
+        rates = self.rates[:-1]
+        x = in_blocks(full_rate, [audio], rates, audio.shape[1] // math.prod(rates))
+        x = deepest(x)
         if self.attention is not None:
             x = self.attention(x)
         return self.conv_out(x)
@@ -48,6 +59,7 @@ class Decoder(nnx.Module):
     """Latents to audio."""
 
     def __init__(self, config: SNACConfig, *, rngs: nnx.Rngs):
+        self.rates = config.decoder_rates
         depthwise, channels, latent_dim = config.depthwise, config.decoder_dim, config.latent_dim
         if depthwise:
             self.conv_in = nnx.List(
@@ -72,14 +84,23 @@ class Decoder(nnx.Module):
         self, latents: Float[Array, "batch frames channels"], noise: Sequence[Float[Array, "batch _"]] | None = None
     ) -> Float[Array, "batch samples 1"]:
         """`noise`: for each block, a value for each of its output's time steps; none is silent."""
+        deepest, *shallow = self.blocks
+        deepest_noise, *shallow_noise = noise or [None] * len(self.blocks)
         x = latents
         for conv in self.conv_in:
             x = conv(x)
         if self.attention is not None:
             x = self.attention(x)
-        for i, block in enumerate(self.blocks):
-            x = block(x, None if noise is None else noise[i])
-        return jnp.tanh(self.conv_out(self.snake(x)))
+        x = deepest(x, deepest_noise)
+
+        def full_rate(inputs: Sequence[Array], valid: Array | None) -> Array:
+            x, *noise = inputs
+            for block, each in itertools.zip_longest(shallow, noise):
+                x = block(x, each, valid)
+            return jnp.tanh(self.conv_out(self.snake(x), valid))
+
+        inputs = [x] if noise is None else [x, *shallow_noise]
+        return in_blocks(full_rate, inputs, self.rates[:0:-1], x.shape[1])
 
 
 def _compiled(method: Callable[..., Any]) -> Callable[..., Any]:
