@@ -33,6 +33,7 @@ class LocalMHA(nnx.Module):
         self.to_qkv = nnx.Linear(channels, 3 * channels, use_bias=False, rngs=rngs)
         self.to_out = nnx.Linear(channels, channels, use_bias=False, rngs=rngs)
 
+    @jax.named_scope("attention")
     def __call__(self, x: Float[Array, "batch frames channels"]) -> Float[Array, "batch frames channels"]:
         batch, frames, channels = x.shape
         # The reference splits into `frames // window_size` equal windows: 40 frames are one window of 40, not 32 + 8.

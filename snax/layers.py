@@ -8,7 +8,6 @@ from jaxtyping import Bool, Float
 
 from . import ops
 
-
 # Which stretches of time are inside of the clip; each value covers an equal number of steps. None: all of them.
 Valid = Bool[Array, "_ _"] | None
 
@@ -134,6 +133,7 @@ class NoiseBlock(nnx.Module):
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
         self.linear = Conv(channels, channels, 1, use_bias=False, rngs=rngs)
 
+    @jax.named_scope("noise")
     def __call__(
         self, x: Float[Array, "batch time channels"], noise: Float[Array, "batch time"]
     ) -> Float[Array, "batch time channels"]:

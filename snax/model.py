@@ -85,13 +85,12 @@ class Decoder(nnx.Module):
     ) -> Float[Array, "batch samples 1"]:
         """`noise`: for each block, a value for each of its output's time steps; none is silent."""
         deepest, *shallow = self.blocks
-        deepest_noise, *shallow_noise = noise or [None] * len(self.blocks)
         x = latents
         for conv in self.conv_in:
             x = conv(x)
         if self.attention is not None:
             x = self.attention(x)
-        x = deepest(x, deepest_noise)
+        x = deepest(x, None if noise is None else noise[0])
 
         def full_rate(inputs: Sequence[Array], valid: Array | None) -> Array:
             x, *noise = inputs
@@ -99,8 +98,8 @@ class Decoder(nnx.Module):
                 x = block(x, each, valid)
             return jnp.tanh(self.conv_out(self.snake(x), valid))
 
-        inputs = [x] if noise is None else [x, *shallow_noise]
-        return in_blocks(full_rate, inputs, self.rates[:0:-1], x.shape[1])
+        rates = self.rates[:0:-1]  # from the audio on, without the deepest
+        return in_blocks(full_rate, [x, *(noise or ())[1:]], rates, x.shape[1])
 
 
 def _compiled(method: Callable[..., Any]) -> Callable[..., Any]:

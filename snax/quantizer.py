@@ -69,6 +69,7 @@ class ResidualVectorQuantize(nnx.Module):
             for stride in config.vq_strides
         )
 
+    @jax.named_scope("quantizer")
     def __call__(
         self, latents: Float[Array, "batch frames channels"]
     ) -> tuple[Float[Array, "batch frames channels"], tuple[Int32[Array, "batch _"], ...]]:
@@ -79,6 +80,7 @@ class ResidualVectorQuantize(nnx.Module):
             codes.append(level_codes)
         return quantized, tuple(codes)
 
+    @jax.named_scope("quantizer")
     def dequantize(self, codes: Sequence[Integer[Array, "batch _"]]) -> Float[Array, "batch frames channels"]:
         """The sum of what all levels' codes stand for."""
         levels = [quantizer.dequantize(level) for quantizer, level in zip(self.quantizers, codes, strict=True)]

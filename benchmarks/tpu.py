@@ -1,0 +1,112 @@
+"""What TPUs would run, compiled here without one: `python -m benchmarks.tpu`.
+
+In an environment of its own (see benchmarks/README.md): libtpu compiles for any topology on a plain machine. For each
+published architecture, encoding and decoding 4 clips of 10.24 s a chip. Writes benchmarks/tpu.json.
+"""
+
+import collections
+import datetime
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ |= {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import snax
+from benchmarks.hlo import COLLECTIVES, executed
+from snax.config import PUBLISHED_CONFIGS
+
+CLIPS, SECONDS = 4, 10.24  # on each chip
+
+# Every architecture on eight chips; one on a pod, where nothing differs but the number of devices.
+CASES = [
+    *(("v5e:2x4", name, what, jnp.float32) for name in PUBLISHED_CONFIGS for what in ("encode", "decode")),
+    ("v5e:2x4", "snac_24khz", "encode", jnp.bfloat16),
+    ("v5e:2x4", "snac_24khz", "decode", jnp.bfloat16),
+    ("v5e:16x16", "snac_24khz", "encode", jnp.float32),
+    ("v5e:16x16", "snac_24khz", "decode", jnp.float32),
+]
+
+
+def main() -> None:
+    rows = []
+    for topology, name, what, dtype in CASES:
+        rows.append(analyse(topology, name, what, dtype))
+        print(json.dumps({k: v for k, v in rows[-1].items() if k != "kinds"}), flush=True)
+    print_kinds(rows[0])
+    header = {"date": datetime.date.today().isoformat(), "jax": jax.__version__}
+    path = Path(__file__).parent / "tpu.json"
+    path.write_text(json.dumps(header | {"per second of audio": rows}, indent=1) + "\n")
+
+
+def analyse(topology: str, name: str, what: str, dtype: Any) -> dict[str, Any]:
+    """Figures for a second of audio, and the seconds that it took to compile."""
+    config = PUBLISHED_CONFIGS[name]
+    devices = topologies.get_topology_desc(topology_name=topology, platform="tpu").devices
+    mesh = Mesh(np.array(devices), ("data",))
+    samples = round(SECONDS * config.sampling_rate / config.pad_multiple) * config.pad_multiple
+    audio_seconds = CLIPS * samples / config.sampling_rate
+
+    def rows(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        sharding = NamedSharding(mesh, PartitionSpec("data"))
+        return jax.ShapeDtypeStruct((CLIPS * len(devices), *shape), dtype, sharding=sharding)
+
+    precision = "highest" if dtype == jnp.float32 else "default"
+    model = nnx.eval_shape(lambda: snax.SNAC(config, precision=precision, rngs=nnx.Rngs(0)))
+    replicated = NamedSharding(mesh, PartitionSpec())
+    model = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=replicated), model)
+    if what == "encode":
+        lowered = snax.SNAC._encode.lower(model, rows((1, samples), dtype))
+    else:
+        frames = samples // config.hop_length
+        codes = tuple(rows((frames // stride,), jnp.int32) for stride in config.vq_strides)
+        lowered = snax.SNAC._decode.lower(model, codes, None)
+    start = time.perf_counter()
+    compiled = lowered.compile()
+    compile_seconds = time.perf_counter() - start
+    text = compiled.as_text()
+    work = list(executed(text))
+    kinds = collections.defaultdict(lambda: [0.0, 0.0, 0.0])
+    for each in work:
+        for i, amount in enumerate((each.main_memory_bytes / 1e6, each.bytes / 1e6, each.cycles / 1e3)):
+            kinds[each.instruction.kind][i] += amount / audio_seconds
+    memory = compiled.memory_analysis()
+    return {
+        "topology": topology,
+        "model": name,
+        "what": what,
+        "dtype": jnp.dtype(dtype).name,
+        "compile_s": round(compile_seconds, 1),
+        "collectives": len(re.findall(rf" (?:{'|'.join(COLLECTIVES)})[\w-]*\(", text)),
+        "temporary_MB": round(memory.temp_size_in_bytes / audio_seconds / 1e6, 2),
+        "main_memory_GB": round(sum(each.main_memory_bytes for each in work) / audio_seconds / 1e9, 4),
+        "with_vector_memory_GB": round(sum(each.bytes for each in work) / audio_seconds / 1e9, 3),
+        "estimated_kilocycles": round(sum(each.cycles for each in work) / audio_seconds / 1e3, 1),
+        "kinds": {kind: [round(x, 3) for x in amounts] for kind, amounts in kinds.items()},
+    }
+
+
+def print_kinds(row: dict[str, Any]) -> None:
+    print(f"\n{row['model']}, {row['what']}, {row['dtype']}, per second of audio")
+    print(f"{'':16} {'main memory MB':>15} {'with vector memory MB':>22} {'estimated kilocycles':>21}")
+    for kind, amounts in sorted(row["kinds"].items(), key=lambda item: -item[1][2]):
+        print(f"{kind:16} {amounts[0]:15.2f} {amounts[1]:22.1f} {amounts[2]:21.1f}")
+
+
+if __name__ == "__main__":
+    main()
