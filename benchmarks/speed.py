@@ -2,7 +2,7 @@
 
 For each architecture and case the systems take turns, so that a slow minute of the machine slows all of them. Their
 tokens are compared first. Prints a table of multiples of real time, writes benchmarks/speed.json and speed.png.
-All draw the decoder's noise, as the reference does.
+All draw the decoder's noise, as the reference does. On an NVIDIA GPU with jax[cuda12] all but ONNX Runtime use it.
 """
 
 import argparse
@@ -68,12 +68,14 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     threads = len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32 = False  # its default on a GPU, which changes tokens
     rows = []
     for name, cases in CASES.items():
         config = PUBLISHED_CONFIGS[name]
         speech = clip("speech_7s.wav", config.sampling_rate, 7)
         reference = trained_like(config.to_dict(), speech[..., : 4 * config.sampling_rate])
         model = converted(reference, config.to_dict())
+        reference.to(torch_device())
         for case, (batch, seconds) in cases.items():
             samples = seconds * config.sampling_rate // config.pad_multiple * config.pad_multiple
             audio = np.tile(speech, (batch, 1, 10))[..., :samples]
@@ -94,36 +96,49 @@ def systems(
     model: snax.SNAC, reference: snac.SNAC, audio: np.ndarray, threads: int
 ) -> tuple[dict[str, Run], dict[str, Run]]:
     """What encodes `audio` and what decodes its codes, for each system. Fails unless their tokens agree."""
-    plain = without_weight_norm(reference, model.config)
-    torch_audio = torch.from_numpy(audio)
+    torch_audio = torch.from_numpy(audio).to(torch_device())
     with torch.inference_mode():
         torch_codes = reference.encode(torch_audio)
-    codes = [level.numpy() for level in torch_codes]
+    codes = [level.cpu().numpy() for level in torch_codes]
     device_audio, device_codes = jax.device_put(audio), jax.device_put(codes)
     key = jax.random.key(0)
     compiled_encode, compiled_decode = torch.compile(Encode(reference)), torch.compile(Decode(reference))
-    onnx_encode = onnx_session(Encode(plain), (torch_audio,), threads)
-    onnx_decode = onnx_session(Decode(plain), tuple(torch_codes), threads)
-    feeds = {value.name: level for value, level in zip(onnx_decode.get_inputs(), codes, strict=True)}
     encoders: dict[str, Run] = {
         "snax": lambda: jax.block_until_ready(model.encode(device_audio)),
-        "torch": lambda: reference.encode(torch_audio),
-        "torch.compile": lambda: compiled_encode(torch_audio),
-        "ONNX Runtime": lambda: onnx_encode.run(None, {onnx_encode.get_inputs()[0].name: audio}),
+        "torch": lambda: finished(reference.encode(torch_audio)),
+        "torch.compile": lambda: finished(compiled_encode(torch_audio)),
     }
     decoders: dict[str, Run] = {
         "snax": lambda: jax.block_until_ready(model.decode(device_codes, key=key)),
-        "torch": lambda: reference.decode(torch_codes),
-        "torch.compile": lambda: compiled_decode(*torch_codes),
-        "ONNX Runtime": lambda: onnx_decode.run(None, feeds),
+        "torch": lambda: finished(reference.decode(torch_codes)),
+        "torch.compile": lambda: finished(compiled_decode(*torch_codes)),
     }
+    if torch_device() == "cpu":
+        plain = without_weight_norm(reference, model.config)
+        onnx_encode = onnx_session(Encode(plain), (torch_audio,), threads)
+        onnx_decode = onnx_session(Decode(plain), tuple(torch_codes), threads)
+        feeds = {value.name: level for value, level in zip(onnx_decode.get_inputs(), codes, strict=True)}
+        encoders["ONNX Runtime"] = lambda: onnx_encode.run(None, {onnx_encode.get_inputs()[0].name: audio})
+        decoders["ONNX Runtime"] = lambda: onnx_decode.run(None, feeds)
     for system, encode in encoders.items():
         with torch.inference_mode():
-            equal = [float((np.asarray(ours) == level).mean()) for ours, level in zip(encode(), codes, strict=True)]
+            found = [level.cpu() if isinstance(level, torch.Tensor) else level for level in encode()]
+        equal = [float((np.asarray(ours) == level).mean()) for ours, level in zip(found, codes, strict=True)]
         # One in a thousand may be a near tie that another order of float32 sums decides.
         if min(equal) < 0.999:
             raise SystemExit(f"{system} does not give the reference's tokens: {equal} are equal, by level")
     return encoders, decoders
+
+
+def torch_device() -> str:
+    """Where JAX computes, as torch calls it."""
+    return "cuda" if jax.default_backend() == "gpu" else "cpu"
+
+
+def finished(result: Any) -> Any:
+    if torch_device() == "cuda":
+        torch.cuda.synchronize()
+    return result
 
 
 def onnx_session(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...], threads: int) -> Any:
@@ -179,8 +194,7 @@ def machine(threads: int) -> dict[str, Any]:
     versions = {"jax": jax.__version__, "torch": torch.__version__, "onnxruntime": onnxruntime.__version__}
     return {
         "date": datetime.date.today().isoformat(),
-        "processor": processor(),
-        "device": jax.devices()[0].device_kind,
+        "device": f"{threads} cores of {processor()}" if torch_device() == "cpu" else jax.devices()[0].device_kind,
         "threads": threads,
         **versions,
     }
@@ -199,7 +213,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     rows, machine = results["rows"], results["machine"]
     widths = [len(cases) for cases in CASES.values()]
     figure, grid = plt.subplots(2, len(CASES), figsize=(11, 6), layout="constrained", width_ratios=widths)
-    title = f"times real time, float32, {machine['threads']} cores of {machine['processor']}, {machine['date']}"
+    title = f"times real time, float32, {machine['device']}, {machine['date']}"
     figure.suptitle(title)
     for line_of_axes, what in zip(grid, ("encode", "decode"), strict=True):
         for axes, (name, cases) in zip(line_of_axes, CASES.items(), strict=True):
