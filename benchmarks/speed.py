@@ -1,6 +1,7 @@
 """Every way to run SNAC on this machine, side by side: `python -m benchmarks.speed`.
 
-For each architecture and case the systems take turns, so that a slow minute of the machine slows all of them. Their
+Every system lives in a process of its own, as it would in use: in one process they spend each other's memory and
+threads. For each architecture and case they take turns, so that a slow minute of the machine slows all of them. Their
 tokens are compared first. Prints a table of multiples of real time, writes benchmarks/speed.json and speed.png.
 All draw the decoder's noise, as the reference does. On an NVIDIA GPU with jax[cuda12] all but ONNX Runtime use it.
 """
@@ -8,14 +9,17 @@ All draw the decoder's noise, as the reference does. On an NVIDIA GPU with jax[c
 import argparse
 import contextlib
 import datetime
+import functools
 import io
 import json
+import multiprocessing
 import os
 import platform
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,7 +32,6 @@ import snac
 import snac.layers
 import torch
 
-import snax
 from snax.config import PUBLISHED_CONFIGS
 from tests.audio import clip
 from tests.reference import converted, trained_like, without_weight_norm
@@ -39,6 +42,7 @@ CASES = {
     "snac_32khz": {"1 s": (1, 1), "10 s": (1, 10)},
 }
 HERE = Path(__file__).parent
+THREADS = len(os.sched_getaffinity(0))
 
 # A function of no arguments that ends when its result is there.
 Run = Callable[[], Any]
@@ -66,68 +70,108 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="timings of each system and case (default: 5)")
     rounds = parser.parse_args().rounds
-    threads = len(os.sched_getaffinity(0))
-    torch.set_num_threads(threads)
-    torch.backends.cudnn.allow_tf32 = False  # its default on a GPU, which changes tokens
     rows = []
-    for name, cases in CASES.items():
-        config = PUBLISHED_CONFIGS[name]
-        speech = clip("speech_7s.wav", config.sampling_rate, 7)
-        reference = trained_like(config.to_dict(), speech[..., : 4 * config.sampling_rate])
-        model = converted(reference, config.to_dict())
-        reference.to(torch_device())
-        for case, (batch, seconds) in cases.items():
-            samples = seconds * config.sampling_rate // config.pad_multiple * config.pad_multiple
-            audio = np.tile(speech, (batch, 1, 10))[..., :samples]
-            encoders, decoders = systems(model, reference, audio, threads)
-            for what, runs in (("encode", encoders), ("decode", decoders)):
-                times = take_turns(runs, rounds)
+    with contextlib.ExitStack() as stack:
+        contestants = {system: stack.enter_context(contestant(system)) for system in systems()}
+        for name, case in ((name, case) for name, cases in CASES.items() for case in cases):
+            tokens = {system: ask(worker, "prepare", name, case) for system, worker in contestants.items()}
+            compare(tokens)
+            for what in ("encode", "decode"):
+                times = take_turns(contestants, what, rounds)
+                batch, seconds = CASES[name][case]
                 for system, spent in times.items():
-                    speeds = sorted(batch * samples / config.sampling_rate / t for t in spent)
+                    speeds = sorted(batch * seconds / t for t in spent)
                     row = {"model": name, "what": what, "case": case, "system": system}
                     rows.append(row | {"median": statistics.median(speeds), "low": speeds[0], "high": speeds[-1]})
-                print(line(rows[-len(runs) :]), flush=True)
-    results = {"machine": machine(threads), "rows": rows}
+                print(line(rows[-len(times) :]), flush=True)
+    results = {"machine": machine(), "rows": rows}
     (HERE / "speed.json").write_text(json.dumps(results, indent=1) + "\n")
     draw(results, HERE / "speed.png")
 
 
-def systems(
-    model: snax.SNAC, reference: snac.SNAC, audio: np.ndarray, threads: int
-) -> tuple[dict[str, Run], dict[str, Run]]:
-    """What encodes `audio` and what decodes its codes, for each system. Fails unless their tokens agree."""
+def systems() -> list[str]:
+    return ["snax", "torch", "torch.compile"] + ["ONNX Runtime"] * (torch_device() == "cpu")
+
+
+@contextlib.contextmanager
+def contestant(system: str) -> Iterator[Connection]:
+    """A process that has `system` ready; it ends with the context."""
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=serve, args=(system, theirs), daemon=True)
+    process.start()
+    theirs.close()  # so that the end of the process is the end of the pipe
+    yield ours
+    ours.close()
+    process.join()
+
+
+def ask(worker: Connection, *request: str) -> Any:
+    worker.send(request)
+    return worker.recv()
+
+
+def serve(system: str, connection: Connection) -> None:
+    torch.set_num_threads(THREADS)
+    torch.backends.cudnn.allow_tf32 = False  # its default on a GPU, which changes tokens
+    with contextlib.suppress(EOFError), torch.inference_mode():
+        while True:
+            match connection.recv():
+                case ("prepare", name, case):
+                    runs = prepare(system, name, case)
+                    found = [level.cpu() if isinstance(level, torch.Tensor) else level for level in runs["encode"]()]
+                    connection.send([np.asarray(level) for level in found])
+                case (what,):
+                    connection.send(turn(runs[what]))
+
+
+def prepare(system: str, name: str, case: str) -> dict[str, Run]:
+    """What encodes and what decodes the case's audio with a system."""
+    config = PUBLISHED_CONFIGS[name]
+    batch, seconds = CASES[name][case]
+    audio, reference = weights(name)
+    samples = seconds * config.sampling_rate // config.pad_multiple * config.pad_multiple
+    audio = np.tile(audio, (batch, 1, 10))[..., :samples]
     torch_audio = torch.from_numpy(audio).to(torch_device())
-    with torch.inference_mode():
-        torch_codes = reference.encode(torch_audio)
+    torch_codes = reference.encode(torch_audio)
     codes = [level.cpu().numpy() for level in torch_codes]
-    device_audio, device_codes = jax.device_put(audio), jax.device_put(codes)
-    key = jax.random.key(0)
-    compiled_encode, compiled_decode = torch.compile(Encode(reference)), torch.compile(Decode(reference))
-    encoders: dict[str, Run] = {
-        "snax": lambda: jax.block_until_ready(model.encode(device_audio)),
-        "torch": lambda: finished(reference.encode(torch_audio)),
-        "torch.compile": lambda: finished(compiled_encode(torch_audio)),
-    }
-    decoders: dict[str, Run] = {
-        "snax": lambda: jax.block_until_ready(model.decode(device_codes, key=key)),
-        "torch": lambda: finished(reference.decode(torch_codes)),
-        "torch.compile": lambda: finished(compiled_decode(*torch_codes)),
-    }
-    if torch_device() == "cpu":
-        plain = without_weight_norm(reference, model.config)
-        onnx_encode = onnx_session(Encode(plain), (torch_audio,), threads)
-        onnx_decode = onnx_session(Decode(plain), tuple(torch_codes), threads)
+    if system == "snax":
+        model, key = converted(reference.cpu(), config.to_dict()), jax.random.key(0)
+        device_audio, device_codes = jax.device_put(audio), jax.device_put(codes)
+        return {
+            "encode": lambda: jax.block_until_ready(model.encode(device_audio)),
+            "decode": lambda: jax.block_until_ready(model.decode(device_codes, key=key)),
+        }
+    if system == "ONNX Runtime":
+        plain = without_weight_norm(reference, config)
+        onnx_encode = onnx_session(Encode(plain), (torch_audio,))
+        onnx_decode = onnx_session(Decode(plain), tuple(torch_codes))
         feeds = {value.name: level for value, level in zip(onnx_decode.get_inputs(), codes, strict=True)}
-        encoders["ONNX Runtime"] = lambda: onnx_encode.run(None, {onnx_encode.get_inputs()[0].name: audio})
-        decoders["ONNX Runtime"] = lambda: onnx_decode.run(None, feeds)
-    for system, encode in encoders.items():
-        with torch.inference_mode():
-            found = [level.cpu() if isinstance(level, torch.Tensor) else level for level in encode()]
-        equal = [float((np.asarray(ours) == level).mean()) for ours, level in zip(found, codes, strict=True)]
-        # One in a thousand may be a near tie that another order of float32 sums decides.
-        if min(equal) < 0.999:
+        return {
+            "encode": lambda: onnx_encode.run(None, {onnx_encode.get_inputs()[0].name: audio}),
+            "decode": lambda: onnx_decode.run(None, feeds),
+        }
+    encode, decode = Encode(reference), Decode(reference)
+    if system == "torch.compile":
+        encode, decode = torch.compile(encode), torch.compile(decode)
+    return {"encode": lambda: finished(encode(torch_audio)), "decode": lambda: finished(decode(*torch_codes))}
+
+
+@functools.cache
+def weights(name: str) -> tuple[np.ndarray, snac.SNAC]:
+    """Seven seconds of speech, and the reference with weights that behave on it as if trained."""
+    config = PUBLISHED_CONFIGS[name]
+    speech = clip("speech_7s.wav", config.sampling_rate, 7)
+    with torch.inference_mode(False):
+        reference = trained_like(config.to_dict(), speech[..., : 4 * config.sampling_rate])
+    return speech, reference.to(torch_device())
+
+
+def compare(tokens: dict[str, list[np.ndarray]]) -> None:
+    for system, codes in tokens.items():
+        equal = [float((ours == level).mean()) for ours, level in zip(codes, tokens["torch"], strict=True)]
+        # A near tie, which the order of float32 sums decides, may change a coarse code and the finer ones with it.
+        if min(equal) < 0.998:
             raise SystemExit(f"{system} does not give the reference's tokens: {equal} are equal, by level")
-    return encoders, decoders
 
 
 def torch_device() -> str:
@@ -141,7 +185,7 @@ def finished(result: Any) -> Any:
     return result
 
 
-def onnx_session(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...], threads: int) -> Any:
+def onnx_session(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> Any:
     def snake(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:  # the scripted one's reshapes do not export
         return x + (alpha + 1e-9).reciprocal() * torch.sin(alpha * x).pow(2)
 
@@ -156,27 +200,23 @@ def onnx_session(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...], t
         stack.enter_context(warnings.catch_warnings(action="ignore"))  # that shapes are frozen, which is what is wanted
         torch.onnx.export(module, tuple(tensor.clone() for tensor in arguments), buffer, dynamo=False)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = THREADS
     return onnxruntime.InferenceSession(buffer.getvalue(), options, providers=["CPUExecutionProvider"])
 
 
-def take_turns(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
+def take_turns(contestants: dict[str, Connection], what: str, rounds: int) -> dict[str, list[float]]:
     """Seconds of each system, round by round; a first round warms up."""
-    times: dict[str, list[float]] = {system: [] for system in runs}
-    with torch.inference_mode():
-        for i in range(rounds + 1):
-            for system, run in runs.items():
-                seconds = turn(run)
-                if i:
-                    times[system].append(seconds)
+    times: dict[str, list[float]] = {system: [] for system in contestants}
+    for i in range(rounds + 1):
+        for system, worker in contestants.items():
+            seconds = ask(worker, what)
+            if i:
+                times[system].append(seconds)
     return times
 
 
 def turn(run: Run) -> float:
-    """The median of three seconds' runs without the first, or a run that takes longer.
-
-    The first is up to twice as slow after another system's turn: its threads still spin, the caches are its own.
-    """
+    """The median of three seconds' runs without the first, whose caches are cold; or of one that takes longer."""
     times: list[float] = []
     while sum(times) < 3:
         start = time.perf_counter()
@@ -190,12 +230,12 @@ def line(rows: list[dict[str, Any]]) -> str:
     return f"{rows[0]['model']}  {rows[0]['what']}  {rows[0]['case']:>8}   " + "   ".join(cells)
 
 
-def machine(threads: int) -> dict[str, Any]:
+def machine() -> dict[str, Any]:
     versions = {"jax": jax.__version__, "torch": torch.__version__, "onnxruntime": onnxruntime.__version__}
     return {
         "date": datetime.date.today().isoformat(),
-        "device": f"{threads} cores of {processor()}" if torch_device() == "cpu" else jax.devices()[0].device_kind,
-        "threads": threads,
+        "device": f"{THREADS} cores of {processor()}" if torch_device() == "cpu" else jax.devices()[0].device_kind,
+        "threads": THREADS,
         **versions,
     }
 

@@ -70,6 +70,57 @@ def check_codes(codes: Any, config: SNACConfig) -> None:
             )
 
 
+def check_clip(clip: Any, i: int) -> np.ndarray:
+    """Clip number `i` of several, an array of finite floats (samples,), on the host. Raises ValueError otherwise."""
+    name = f"clips[{i}]"
+    _check_floats(name, clip, "scale samples to floats between -1 and 1 (int16: `clip / 32768`)")
+    if clip.ndim != 1 or len(clip) == 0:
+        raise ValueError(f"{name} must be mono audio of at least one sample, (samples,), got {clip.shape}.")
+    clip = np.asarray(clip)
+    for start in range(0, len(clip), 2**20):  # in pieces: it may be hours long, and mapped from a file
+        _check_finite(name, clip[start : start + 2**20])
+    return clip
+
+
+def check_clip_codes(codes: Any, samples: Any, i: int, config: SNACConfig) -> tuple[list[np.ndarray], int | None]:
+    """Clip number `i` of several: its codes, (frames / stride,) a level, on the host. Raises ValueError otherwise."""
+    if not isinstance(codes, Sequence) or not all(isinstance(x, jax.Array | np.ndarray) and x.ndim == 1 for x in codes):
+        raise ValueError(f"clips[{i}] must be one array (frames,) for each level, got {jax.tree.map(np.shape, codes)}.")
+    levels = [np.asarray(level) for level in codes]
+    try:
+        check_codes([level[None] for level in levels], config)
+    except ValueError as error:
+        raise ValueError(f"clips[{i}] can't be decoded: {error}") from None
+    decoded, window = len(levels[0]) * config.vq_strides[0] * config.hop_length, config.attn_window_size or 1
+    if decoded % config.pad_multiple:
+        raise ValueError(
+            f"clips[{i}] has {decoded // config.hop_length} latent frames, but attention works on windows of {window}: "
+            "codes for all of the last one are needed."
+        )
+    if samples is not None and not 0 < samples <= decoded:
+        raise ValueError(f"clips[{i}] has codes for {decoded} samples, so `samples` can't be {samples}.")
+    return levels, samples
+
+
+def check_valid(valid: Any, config: SNACConfig, batch: int, frames: int) -> None:
+    """Raises ValueError unless `valid` is None or a (batch, frames) array of booleans for a codec that can use it."""
+    if valid is None:
+        return
+    if not isinstance(valid, jax.Array | np.ndarray) or valid.dtype != bool or valid.shape != (batch, frames):
+        got = f"{valid.dtype} {valid.shape}" if hasattr(valid, "shape") else type(valid).__name__
+        raise ValueError(f"valid must be booleans, one a latent frame, ({batch}, {frames}), got {got}.")
+    check_cuttable(config)
+
+
+def check_cuttable(config: SNACConfig) -> None:
+    """Raises ValueError if clips can't share a row or be cut: if a part has other frames than the whole has there."""
+    if 1 in config.encoder_rates:
+        raise ValueError(
+            f"`encoder_rates` (={config.encoder_rates}) has a rate of 1, whose convolution adds a frame: "
+            "such a codec takes whole clips of one length only, with `encode` and `decode`."
+        )
+
+
 def _check_floats(name: str, array: Any, mend: str) -> None:
     if not isinstance(array, jax.Array | np.ndarray):
         raise ValueError(f"{name} must be a JAX or NumPy array, got {type(array).__module__}.{type(array).__name__}.")

@@ -8,12 +8,13 @@ from jaxtyping import Bool, Float
 
 from . import ops
 
-# Which stretches of time are inside of the clip; each value covers an equal number of steps. None: all of them.
+# Which stretches of time are inside of a clip; each value covers an equal number of steps. None: all of them.
+# Convolutions see zeros in the others, as beyond the ends of an array, so that a clip does not see what is around it.
 Valid = Bool[Array, "_ _"] | None
 
 
 def _inside(x: Float[Array, "batch time channels"], valid: Valid) -> Float[Array, "batch time channels"]:
-    """x with zeros outside of the clip, where a convolution must see what it sees beyond the ends of an array."""
+    """x with zeros outside of the clips."""
     if valid is None:
         return x
     return jnp.where(jnp.repeat(valid, x.shape[1] // valid.shape[1], axis=1)[..., None], x, 0)
@@ -135,7 +136,7 @@ class NoiseBlock(nnx.Module):
 
     @jax.named_scope("noise")
     def __call__(
-        self, x: Float[Array, "batch time channels"], noise: Float[Array, "batch time"]
+        self, x: Float[Array, "batch time channels"], noise: Float[Array, "_ time"]
     ) -> Float[Array, "batch time channels"]:
         return x + noise[..., None].astype(x.dtype) * self.linear(x)
 
@@ -154,7 +155,7 @@ class DecoderBlock(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "batch frames in_channels"],
-        noise: Float[Array, "batch time"] | None = None,
+        noise: Float[Array, "_ time"] | None = None,
         valid: Valid = None,
     ) -> Float[Array, "batch time out_channels"]:
         x = self.conv(self.snake(x), valid)

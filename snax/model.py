@@ -13,13 +13,13 @@ import numpy as np
 from flax import nnx
 from jax import Array
 from jax.sharding import PartitionSpec
-from jaxtyping import Float, Int32, Integer, PRNGKeyArray
+from jaxtyping import Bool, Float, Int32, Integer, Key, PRNGKeyArray
 
 from .attention import LocalMHA
 from .blocks import in_blocks
 from .config import SNACConfig
-from .inputs import check_audio, check_codes, check_latents
-from .layers import Conv, DecoderBlock, EncoderBlock, Snake
+from .inputs import check_audio, check_codes, check_latents, check_valid
+from .layers import Conv, DecoderBlock, EncoderBlock, Snake, Valid
 from .quantizer import ResidualVectorQuantize
 
 
@@ -38,21 +38,23 @@ class Encoder(nnx.Module):
         self.attention = None if window_size is None else LocalMHA(channels, window_size, rngs=rngs)
         self.conv_out = Conv(channels, channels, 7, groups=channels if depthwise else 1, rngs=rngs)
 
-    def __call__(self, audio: Float[Array, "batch samples 1"]) -> Float[Array, "batch frames channels"]:
+    def __call__(
+        self, audio: Float[Array, "batch samples 1"], valid: Valid = None
+    ) -> Float[Array, "batch frames channels"]:
         *shallow, deepest = self.blocks
 
-        def full_rate(inputs: Sequence[Array], valid: Array | None) -> Array:
+        def full_rate(inputs: Sequence[Array], valid: Valid) -> Array:
             x = self.conv_in(inputs[0], valid)
             for block in shallow:
                 x = block(x, valid)
             return x
 
         rates = self.rates[:-1]
-        x = in_blocks(full_rate, [audio], rates, audio.shape[1] // math.prod(rates))
-        x = deepest(x)
+        x = in_blocks(full_rate, [audio], rates, audio.shape[1] // math.prod(rates), valid)
+        x = deepest(x, valid)
         if self.attention is not None:
             x = self.attention(x)
-        return self.conv_out(x)
+        return self.conv_out(x, valid)
 
 
 class Decoder(nnx.Module):
@@ -81,28 +83,31 @@ class Decoder(nnx.Module):
         self.conv_out = Conv(channels, 1, 7, rngs=rngs)
 
     def __call__(
-        self, latents: Float[Array, "batch frames channels"], noise: Sequence[Float[Array, "batch _"]] | None = None
+        self,
+        latents: Float[Array, "batch frames channels"],
+        noise: Sequence[Float[Array, "_ _"]] | None = None,
+        valid: Valid = None,
     ) -> Float[Array, "batch samples 1"]:
         """`noise`: for each block, a value for each of its output's time steps; none is silent."""
         deepest, *shallow = self.blocks
         x = latents
         for conv in self.conv_in:
-            x = conv(x)
+            x = conv(x, valid)
         if self.attention is not None:
             x = self.attention(x)
-        x = deepest(x, None if noise is None else noise[0])
+        x = deepest(x, None if noise is None else noise[0], valid)
 
-        def full_rate(inputs: Sequence[Array], valid: Array | None) -> Array:
+        def full_rate(inputs: Sequence[Array], valid: Valid) -> Array:
             x, *noise = inputs
             for block, each in itertools.zip_longest(shallow, noise):
                 x = block(x, each, valid)
             return jnp.tanh(self.conv_out(self.snake(x), valid))
 
         rates = self.rates[:0:-1]  # from the audio on, without the deepest
-        return in_blocks(full_rate, [x, *(noise or ())[1:]], rates, x.shape[1])
+        return in_blocks(full_rate, [x, *(noise or ())[1:]], rates, x.shape[1], valid)
 
 
-def _compiled(method: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(method: Callable[..., Any]) -> Callable[..., Any]:
     """`jax.jit`, with every product inside at the model's `precision` instead of the device's default.
 
     On a mesh with explicit axes (what `jax.make_mesh` makes) results are sharded over the batch as the argument is.
@@ -130,6 +135,11 @@ class SNAC(nnx.Module):
     Bad input raises `ValueError`: wrong rank, channels or dtype always; NaN, infinity and codes outside the codebook
     only outside of the caller's `jit`, where values can be seen. Inside, such codes are clamped to the codebook.
 
+    Batches of different lengths: `valid`, (batch, latent frames), says which frames belong to a clip. What is outside
+    is as if beyond the ends of the clip, which so gets the codes and the audio that it gets alone; what comes out there
+    means nothing. Clips begin and end at multiples of `config.pad_multiple`, padded with zeros to them. (Several in one
+    row must be some frames apart: `snax.encode_many` and `snax.decode_many` see to that.)
+
     Args:
         config: the architecture.
         precision: any of JAX's matmul precisions, see `jax.default_matmul_precision`.
@@ -150,37 +160,59 @@ class SNAC(nnx.Module):
         """What the model computes in."""
         return self.encoder.conv_in.kernel.dtype
 
-    def encode(self, audio: Float[Array | np.ndarray, "batch 1 samples"]) -> tuple[Int32[Array, "batch _"], ...]:
+    def encode(
+        self,
+        audio: Float[Array | np.ndarray, "batch 1 samples"],
+        *,
+        valid: Bool[Array | np.ndarray, "batch frames"] | None = None,
+    ) -> tuple[Int32[Array, "batch _"], ...]:
         """The codes of `audio` at `config.sampling_rate`, zero-padded to a multiple of `config.pad_multiple` samples.
 
         Returns:
             For each of `config.vq_strides` an array (batch, padded samples / hop_length / stride), coarse to fine.
         """
-        return self._encode(self._padded(audio))
+        padded = self._padded(audio)
+        check_valid(valid, self.config, len(padded), padded.shape[-1] // self.config.hop_length)
+        return self._encode(padded, valid)
 
     def decode(
-        self, codes: Sequence[Integer[Array | np.ndarray, "batch _"]], *, key: PRNGKeyArray | None = None
+        self,
+        codes: Sequence[Integer[Array | np.ndarray, "batch _"]],
+        *,
+        key: PRNGKeyArray | Key[Array, " batch"] | None = None,
+        valid: Bool[Array | np.ndarray, "batch frames"] | None = None,
     ) -> Float[Array, "batch 1 samples"]:
         """The audio of `codes`: `hop_length` samples for each latent frame, those of `encode`'s padding too.
 
         Args:
-            key: draws the noise that the reference adds on every call (if `config.noise`). Each row, frame and block
-                has its own stream, whatever the batch and the length. Without it decoding is deterministic.
+            key: draws the noise that the reference adds on every call (if `config.noise`): one for each row, (batch,),
+                or one that all rows share. What a latent frame gets depends on its key and its number alone, so that
+                the same codes sound the same alone, in a batch, cut or streamed. Without a key there is no noise.
         """
-        return self._decode(self._checked(codes), key)
+        checked = self._checked(codes)
+        check_valid(valid, self.config, len(checked[0]), checked[0].shape[1] * self.config.vq_strides[0])
+        return self._decode(checked, key, valid)
 
     def __call__(
-        self, audio: Float[Array | np.ndarray, "batch 1 samples"], *, key: PRNGKeyArray | None = None
+        self,
+        audio: Float[Array | np.ndarray, "batch 1 samples"],
+        *,
+        key: PRNGKeyArray | Key[Array, " batch"] | None = None,
     ) -> tuple[Float[Array, "batch 1 samples"], tuple[Int32[Array, "batch _"], ...]]:
         """Audio to codes and back, trimmed to the length of `audio`; differentiable, straight through the codes."""
         reconstructed, codes = self._reconstruct(self._padded(audio), key)
         return reconstructed[..., : audio.shape[-1]], codes
 
     def audio_to_latents(
-        self, audio: Float[Array | np.ndarray, "batch 1 samples"]
+        self,
+        audio: Float[Array | np.ndarray, "batch 1 samples"],
+        *,
+        valid: Bool[Array | np.ndarray, "batch frames"] | None = None,
     ) -> Float[Array, "batch frames latent_dim"]:
         """What the encoder makes of `audio`, padded as `encode` pads it."""
-        return self._audio_to_latents(self._padded(audio))
+        padded = self._padded(audio)
+        check_valid(valid, self.config, len(padded), padded.shape[-1] // self.config.hop_length)
+        return self._audio_to_latents(padded, valid)
 
     def quantize(
         self, latents: Float[Array | np.ndarray, "batch frames latent_dim"]
@@ -200,38 +232,52 @@ class SNAC(nnx.Module):
         return self._dequantize(self._checked(codes))
 
     def latents_to_audio(
-        self, latents: Float[Array | np.ndarray, "batch frames latent_dim"], *, key: PRNGKeyArray | None = None
+        self,
+        latents: Float[Array | np.ndarray, "batch frames latent_dim"],
+        *,
+        key: PRNGKeyArray | Key[Array, " batch"] | None = None,
+        valid: Bool[Array | np.ndarray, "batch frames"] | None = None,
     ) -> Float[Array, "batch 1 samples"]:
         """What the decoder makes of `latents`; `key` as in `decode`."""
         check_latents(latents, self.config)
-        return self._latents_to_audio(jnp.asarray(latents, self.dtype), key)
+        check_valid(valid, self.config, *latents.shape[:2])
+        return self._latents_to_audio(jnp.asarray(latents, self.dtype), key, valid)
 
-    @_compiled
-    def _audio_to_latents(self, audio: Array) -> Array:
-        return self.encoder(audio.swapaxes(1, 2))
+    @compiled
+    def _audio_to_latents(self, audio: Array, valid: Valid = None) -> Array:
+        return self.encoder(audio.swapaxes(1, 2), valid)
 
-    @_compiled
+    @compiled
     def _quantize(self, latents: Array) -> tuple[Array, tuple[Array, ...]]:
         return self.quantizer(latents)
 
-    @_compiled
+    @compiled
     def _dequantize(self, codes: tuple[Array, ...]) -> Array:
         return self.quantizer.dequantize(codes)
 
-    @_compiled
-    def _latents_to_audio(self, latents: Array, key: Array | None) -> Array:
-        noise = None if key is None else draw_noise(self.config, key, *latents.shape[:2])
-        return self.decoder(latents, noise).swapaxes(1, 2)
+    @compiled
+    def _latents_to_audio(
+        self, latents: Array, key: Array | None, valid: Valid = None, numbers: Array | None = None
+    ) -> Array:
+        noise = None
+        if key is not None:
+            numbers = jnp.arange(latents.shape[1])[None] if numbers is None else numbers
+            noise = draw_noise(self.config, key, numbers)
+            if len(noise[0]) not in (1, len(latents)):
+                raise ValueError(f"key must be one, or one for each of {len(latents)} rows, got {len(noise[0])}.")
+        return self.decoder(latents, noise, valid).swapaxes(1, 2)
 
-    @_compiled
-    def _encode(self, audio: Array) -> tuple[Array, ...]:
-        return self._quantize(self._audio_to_latents(audio))[1]
+    @compiled
+    def _encode(self, audio: Array, valid: Valid = None) -> tuple[Array, ...]:
+        return self._quantize(self._audio_to_latents(audio, valid))[1]
 
-    @_compiled
-    def _decode(self, codes: tuple[Array, ...], key: Array | None) -> Array:
-        return self._latents_to_audio(self._dequantize(codes), key)
+    @compiled
+    def _decode(
+        self, codes: tuple[Array, ...], key: Array | None, valid: Valid = None, numbers: Array | None = None
+    ) -> Array:
+        return self._latents_to_audio(self._dequantize(codes), key, valid, numbers)
 
-    @_compiled
+    @compiled
     def _reconstruct(self, audio: Array, key: Array | None) -> tuple[Array, tuple[Array, ...]]:
         quantized, codes = self._quantize(self._audio_to_latents(audio))
         return self._latents_to_audio(quantized, key), codes
@@ -248,18 +294,23 @@ class SNAC(nnx.Module):
         return tuple(level.astype(np.int32) for level in codes)
 
 
-def draw_noise(config: SNACConfig, key: PRNGKeyArray, batch: int, frames: int) -> tuple[Float[Array, "batch _"], ...]:
-    """Standard normal values for each decoder block's time steps.
-
-    Those of a latent frame depend on the key, the row and the number of the frame alone, so that the same codes get
-    the same noise however they are batched, cut or streamed.
+def draw_noise(
+    config: SNACConfig, key: PRNGKeyArray | Key[Array, " batch"], numbers: Int32[Array, "_ frames"]
+) -> tuple[Float[Array, "_ _"], ...]:
+    """Standard normal values for each decoder block's time steps: what a frame gets depends on nothing but its key,
+    one for all rows or one for each, and its number in its clip.
     """
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
     fold_each = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
-    keys = jax.vmap(fold_each, in_axes=(0, None))(fold_each(key, jnp.arange(batch)), jnp.arange(frames))
+    per_row = 0 if key.ndim else None
+    if per_row == 0 and len(numbers) == 1:
+        numbers = jnp.broadcast_to(numbers, (len(key), numbers.shape[1]))
+    keys = jax.vmap(fold_each, in_axes=(per_row, 0))(key, numbers)
 
     def draw(block: int, samples: int) -> Array:
         normal = jax.vmap(jax.vmap(lambda frame: jax.random.normal(jax.random.fold_in(frame, block), (samples,))))
-        return normal(keys).reshape(batch, frames * samples)
+        return normal(keys).reshape(len(numbers), -1)
 
     samples_per_frame = itertools.accumulate(config.decoder_rates, operator.mul)
     return tuple(draw(block, samples) for block, samples in enumerate(samples_per_frame))

@@ -1,6 +1,8 @@
 """A small model, where the size does not matter."""
 
+import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 from flax import nnx
@@ -17,6 +19,13 @@ CONFIG = snax.SNACConfig(
     codebook_size=64,
     vq_strides=(4, 2, 1),
 )
+CONFIGS: dict[str, dict[str, Any]] = {
+    "depthwise": {},
+    "plain convolutions, odd rates": {"depthwise": False, "encoder_rates": (3, 5), "decoder_rates": (5, 3)},
+    "decoder with other rates": {"encoder_rates": (2, 3, 4), "decoder_rates": (2, 4, 3)},
+    "attention": {"encoder_dim": 32, "encoder_rates": (4,), "decoder_dim": 64, "decoder_rates": (4,)}
+    | {"attn_window_size": 4},
+}
 HOP, PAD = CONFIG.hop_length, CONFIG.pad_multiple
 
 
@@ -27,6 +36,11 @@ def rngs() -> nnx.Rngs:
 @functools.cache
 def model(config: snax.SNACConfig = CONFIG) -> snax.SNAC:
     return snax.SNAC(config, rngs=rngs())
+
+
+def drawn(name: str) -> snax.SNAC:
+    """A model with the changes of one of `CONFIGS`."""
+    return model(dataclasses.replace(CONFIG, latent_dim=0, **CONFIGS[name]))
 
 
 def audio(batch: int = 1, samples: int = 10 * PAD, seed: int = 0) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Layers in blocks of time against the same layers in one piece."""
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,19 +13,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 import snax
 from snax import blocks
 
-CONFIGS: dict[str, dict[str, Any]] = {
-    "depthwise": {},
-    "plain convolutions, odd rates": {"depthwise": False, "encoder_rates": (3, 5), "decoder_rates": (5, 3)},
-    "decoder with other rates": {"encoder_rates": (2, 3, 4), "decoder_rates": (2, 4, 3)},
-    "attention": {"encoder_dim": 32, "encoder_rates": (4,), "decoder_dim": 64, "decoder_rates": (4,)}
-    | {"attn_window_size": 4},
-}
 KEY = jax.random.key(1)
 FRAMES = 120  # 4 to 22 of the blocks below, the last of them not always whole
-
-
-def drawn(name: str) -> snax.SNAC:
-    return small.model(dataclasses.replace(small.CONFIG, latent_dim=0, **CONFIGS[name]))
 
 
 @pytest.fixture
@@ -51,10 +39,10 @@ def assert_close(found: jax.Array, expected: jax.Array) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * float(jnp.sqrt(jnp.mean(expected**2))))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", small.CONFIGS)
 @pytest.mark.usefixtures("small_blocks")
 def test_blocks_change_nothing(name: str) -> None:
-    model = drawn(name)
+    model = small.drawn(name)
     audio = jnp.asarray(small.audio(batch=2, samples=FRAMES * model.config.hop_length))
     latents = in_one_piece(type(model).audio_to_latents, model, audio)
     assert_close(jax.jit(type(model).audio_to_latents)(model, audio), latents)
@@ -64,7 +52,7 @@ def test_blocks_change_nothing(name: str) -> None:
 
 @pytest.mark.usefixtures("small_blocks")
 def test_blocks_with_half_the_context_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = drawn("depthwise")
+    model = small.drawn("depthwise")
     audio = jnp.asarray(small.audio(samples=FRAMES * small.HOP))
     latents = in_one_piece(type(model).audio_to_latents, model, audio)
     reach = blocks.reach
@@ -86,7 +74,7 @@ def test_reach(rates: tuple[int, ...], samples: int) -> None:
 
 @pytest.mark.usefixtures("small_blocks")
 def test_gradients() -> None:
-    model = drawn("depthwise")
+    model = small.drawn("depthwise")
     audio = jnp.asarray(small.audio(samples=FRAMES * small.HOP))
 
     def loss(model: snax.SNAC, audio: jax.Array) -> jax.Array:
@@ -100,7 +88,7 @@ def test_gradients() -> None:
 @pytest.mark.usefixtures("small_blocks")
 def test_sharded_batch_stays_where_it_is() -> None:
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    model = drawn("depthwise")
+    model = small.drawn("depthwise")
     audio = small.audio(batch=4, samples=FRAMES * small.HOP)
     rows = jax.device_put(audio, NamedSharding(mesh, PartitionSpec("data")))
     replicated = jax.device_put(model, NamedSharding(mesh, PartitionSpec()))

@@ -171,7 +171,7 @@ def test_without_a_key_decoding_is_deterministic(model: snax.SNAC) -> None:
     assert_equal(model.decode(codes), model.decode(codes))
 
 
-def test_noise_is_drawn_for_each_key_row_and_step(model: snax.SNAC) -> None:
+def test_noise_is_drawn_for_each_key_and_step(model: snax.SNAC) -> None:
     codes = model.encode(np.repeat(small.audio(), 2, axis=0))
     silent, first, second = (
         model.decode(codes),
@@ -181,14 +181,35 @@ def test_noise_is_drawn_for_each_key_row_and_step(model: snax.SNAC) -> None:
     assert_equal(first, model.decode(codes, key=KEY))
     assert not np.allclose(first, silent, atol=1e-4)
     assert not np.allclose(first, second, atol=1e-4)
-    assert not np.allclose(first[0], first[1], atol=1e-4)
     jitted = jax.jit(lambda codes, key: model.decode(codes, key=key))
     assert not np.allclose(jitted(codes, KEY), jitted(codes, jax.random.key(1)), atol=1e-4), "noise frozen by jit"
 
 
+def test_rows_share_a_key_or_have_their_own(model: snax.SNAC) -> None:
+    codes = model.encode(np.repeat(small.audio(), 2, axis=0))
+    shared = model.decode(codes, key=KEY)
+    np.testing.assert_allclose(shared[0], shared[1], rtol=0, atol=1e-6)
+    keys = jax.random.split(KEY, 2)
+    for own in (model.decode(codes, key=keys), model(model.decode(codes), key=keys)[0]):
+        assert not np.allclose(own[0], own[1], atol=1e-4)
+    for row, key in enumerate(keys):
+        alone = model.decode([level[row : row + 1] for level in codes], key=key)
+        np.testing.assert_allclose(model.decode(codes, key=keys)[row], alone[0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.usefixtures("as_users_see_it")
+def test_keys_for_another_batch(model: snax.SNAC) -> None:
+    with pytest.raises(ValueError, match="key must be one, or one for each of 1 rows, got 3"):
+        model.decode(model.encode(small.audio()), key=jax.random.split(KEY, 3))
+
+
+def frames(first: int, count: int) -> jax.Array:
+    return first + jnp.arange(count)[None]
+
+
 def test_noise_is_the_references_in_law() -> None:
     config = PUBLISHED_CONFIGS["snac_24khz"]
-    noise = draw_noise(config, KEY, 4, 100)
+    noise = draw_noise(config, jax.random.split(KEY, 4), frames(0, 100))
     assert [block.shape for block in noise] == [(4, 100 * samples) for samples in (8, 64, 256, 512)]
     flat = np.concatenate([np.ravel(block) for block in noise])
     # Five standard errors of 336,000 standard normal draws.
@@ -197,10 +218,11 @@ def test_noise_is_the_references_in_law() -> None:
     assert len(np.unique(flat)) > 0.95 * flat.size, "streams repeat"  # float32 has some 2**23 values to draw from
 
 
-def test_noise_depends_on_the_frame_and_not_on_the_length() -> None:
-    short, long = (draw_noise(small.CONFIG, KEY, batch, frames) for batch, frames in ((1, 5), (3, 9)))
-    for few, many in zip(short, long, strict=True):
-        np.testing.assert_array_equal(few, many[:1, : few.shape[1]])
+def test_noise_depends_on_the_number_of_the_frame_alone() -> None:
+    all_frames, some = draw_noise(small.CONFIG, KEY, frames(0, 9)), draw_noise(small.CONFIG, KEY, frames(5, 3))
+    for whole, part in zip(all_frames, some, strict=True):
+        samples = whole.shape[1] // 9
+        np.testing.assert_array_equal(part, whole[:, 5 * samples : 8 * samples])
 
 
 def test_old_style_keys(model: snax.SNAC) -> None:

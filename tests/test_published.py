@@ -13,6 +13,7 @@ import pytest
 import reference
 import snac
 import torch
+from pairs import torch_decode, torch_encode
 
 import snax
 from convert.verify import AUDIO_BOUND
@@ -50,6 +51,33 @@ def clips(name: str) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("name", NAMES)
 def test_drawn_parameters(name: str, kind: str) -> None:
     reference.assert_same(*drawn(name), clips(name)[kind])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_and_streams_give_what_each_clip_gives_alone(name: str) -> None:
+    torch_model, model = drawn(name)
+    pad, rate = model.config.pad_multiple, model.config.sampling_rate
+    alone = [audio.clip("speech_3s.wav", rate, 3)[0, 0], audio.clip("guit_em9.flac", rate, 1.3)[0, 0], np.ones(1)]
+    expected = [torch_encode(torch_model, clip.astype(np.float32), pad) for clip in alone]
+    silent = [torch_decode(torch_model, codes) for codes in expected]
+
+    encoded = list(snax.encode_many(model, alone, row_seconds=4.0))
+    for clip, codes, ours, decoded, whole in zip(
+        alone, expected, encoded, snax.decode_many(model, encoded, row_seconds=4.0), silent, strict=True
+    ):
+        jax.tree.map(np.testing.assert_array_equal, ours, snax.EncodedClip(tuple(codes), len(clip)))
+        np.testing.assert_allclose(decoded, whole[: len(clip)], rtol=0, atol=AUDIO_BOUND)
+
+    encoder, decoder = snax.StreamEncoder(model), snax.StreamDecoder(model)
+    state, codes = encoder.push(encoder.start(), alone[1][None, None, :-5])
+    rest = encoder.push(state, alone[1][None, None, -5:])
+    streamed = [np.concatenate(level, axis=1) for level in zip(codes, rest[1], encoder.finish(rest[0]), strict=True)]
+    jax.tree.map(np.testing.assert_array_equal, [level[0] for level in streamed], expected[1])
+    state, sound = decoder.push(decoder.start(), streamed)
+    sound = np.concatenate([sound, decoder.finish(state)], axis=2)[0, 0]
+    np.testing.assert_allclose(sound, silent[1], rtol=0, atol=AUDIO_BOUND)
+    if name == "snac_24khz":
+        assert 9 * model.config.hop_length < decoder.latency <= 10 * model.config.hop_length
 
 
 @pytest.mark.pretrained

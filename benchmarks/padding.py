@@ -1,0 +1,58 @@
+"""Why padding changes tokens, as a picture: `python -m benchmarks.padding` draws benchmarks/padding.png.
+
+Two seconds of speech alone, and in a batch with a longer clip: padded with zeros, and with `valid`. snac_24khz
+architecture; the weights are drawn and scaled so that the model behaves like a trained one.
+"""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from snax.config import PUBLISHED_CONFIGS
+from tests.audio import clip
+from tests.reference import converted, trained_like
+
+CONFIG = PUBLISHED_CONFIGS["snac_24khz"]
+SECONDS, PADDING = 20 * CONFIG.pad_multiple / CONFIG.sampling_rate, 10 * CONFIG.pad_multiple
+LAST = 40  # latent frames that are shown, the last of the clip
+
+
+def main() -> None:
+    speech = clip("speech_7s.wav", CONFIG.sampling_rate, 4)
+    model = converted(trained_like(CONFIG.to_dict(), speech), CONFIG.to_dict())
+    alone = clip("speech_3s.wav", CONFIG.sampling_rate, SECONDS)
+    frames = alone.shape[-1] // CONFIG.hop_length
+    padded = np.pad(alone, ((0, 0), (0, 0), (0, PADDING)))
+    valid = np.arange(padded.shape[-1] // CONFIG.hop_length)[None] < frames
+    latents, codes = model.audio_to_latents(alone)[0], model.encode(alone)
+
+    figure, grid = plt.subplots(3, 2, figsize=(12, 6), layout="constrained", sharex=True, height_ratios=[2, 2, 3])
+    time = np.arange(frames)
+    for column, (name, mask) in enumerate((("padded with zeros", None), ("the same with `valid`", valid))):
+        ours = model.audio_to_latents(padded, valid=mask)[0, :frames]
+        ours_codes = [level[0] for level in model.encode(padded, valid=mask)]
+        above, middle, below = grid[:, column]
+        above.set_title(name)
+        above.plot(np.arange(alone.shape[-1]) / CONFIG.hop_length, alone[0, 0], linewidth=0.5)
+        above.axvline(frames, color="gray", linestyle=":")
+        off = np.linalg.norm(ours - latents, axis=1) / np.linalg.norm(latents, axis=1).mean()
+        middle.semilogy(time + 0.5, np.maximum(off, 1e-9), ".-")
+        middle.set_ylim(1e-8, 3)
+        changed = total = 0
+        for level, (found, expected, stride) in enumerate(zip(ours_codes, codes, CONFIG.vq_strides, strict=True)):
+            differs = np.asarray(found[: expected.shape[1]] != expected[0])
+            changed, total = changed + differs.sum(), total + differs.size
+            shown = np.where(differs, 1.0, 0.15 + 0.1 * (np.arange(differs.size) % 2))[None]
+            extent = (0, differs.size * stride, level + 0.95, level + 0.05)
+            below.imshow(shown, aspect="auto", extent=extent, cmap="Reds", vmin=0, vmax=1.2)
+        below.set(ylim=(len(codes), 0), xlim=(frames - LAST, frames + 2), xlabel="latent frames")
+        below.set_title(f"{changed} of {total} tokens differ from the clip alone")
+        below.set_yticks([i + 0.5 for i in range(len(codes))], [f"level {i}" for i in range(len(codes))])
+    grid[0][0].set_ylabel("audio")
+    grid[1][0].set_ylabel("latents off by")
+    figure.savefig(Path(__file__).with_suffix(".png"), dpi=100)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""Clips of any lengths at once, each with the tokens that it has alone: `python examples/batch.py [AUDIO ...]`."""
+
+import sys
+from pathlib import Path
+
+import snax
+from demo import CLIP, load, read_mono
+
+
+def main() -> None:
+    bundled = (path for path in CLIP.parent.iterdir() if path.suffix in (".wav", ".flac"))
+    paths = [Path(argument) for argument in sys.argv[1:]] or sorted(bundled)
+    model, _ = load()
+    rate = model.config.sampling_rate
+    clips = (read_mono(path, rate)[0, 0] for path in paths)  # read one after the other, as they are needed
+
+    encoded = []
+    for path, clip in zip(paths, snax.encode_many(model, clips), strict=True):
+        encoded.append(clip)
+        tokens = [len(level) for level in clip.codes]
+        print(f"{path.name:<20} {clip.samples / rate:6.2f} s   {' + '.join(map(str, tokens))} tokens")
+
+    for path, clip, audio in zip(paths, encoded, snax.decode_many(model, encoded), strict=True):
+        assert len(audio) == clip.samples  # the padding is gone
+        print(f"{path.name:<20} decoded to {len(audio)} samples")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""Audio while a language model still speaks: `python examples/stream.py`.
+
+The codes come from a clip, one coarse frame at a time, as a model would say them.
+"""
+
+import time
+
+import numpy as np
+
+import snax
+from demo import CLIP, load, read_mono
+
+
+def main() -> None:
+    model, _ = load()
+    config = model.config
+    codes = model.encode(read_mono(CLIP, config.sampling_rate))
+    whole = model.decode(codes)
+    frames = codes[0].shape[1]
+    print(f"{frames} coarse frames of {config.pad_multiple / config.sampling_rate * 1000:.0f} ms")
+
+    decoder = snax.StreamDecoder(model)
+    print(f"audio is {decoder.latency / config.sampling_rate * 1000:.0f} ms behind the codes")
+    by_frame = [np.asarray(level).reshape(1, frames, -1) for level in codes]
+    decoder.push(decoder.start(), [level[:, 0] for level in by_frame])  # compiles
+
+    state, heard, times = decoder.start(), [], []
+    for i in range(frames):
+        start = time.perf_counter()
+        state, audio = decoder.push(state, [level[:, i] for level in by_frame])
+        times.append(time.perf_counter() - start)
+        heard.append(audio)
+        if i < 5:
+            print(f"  frame {i}: {audio.shape[2]} samples to be heard")
+    heard.append(decoder.finish(state))
+
+    print(f"a push takes {np.median(times) * 1000:.0f} ms")
+    difference = np.abs(np.concatenate(heard, axis=2) - whole).max()
+    print(f"largest difference from decoding all at once: {difference:.1e}")
+
+
+if __name__ == "__main__":
+    main()

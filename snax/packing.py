@@ -1,0 +1,254 @@
+"""Clips of any length through rows of one fixed shape: each gets exactly the codes and the audio that it gets alone.
+
+All clips are laid on one tape in their order, each a whole number of pad multiples long, with a gap between them that
+no single convolution reaches across; `valid` keeps them apart. Rows are cut from the tape wherever they end. What a row
+needs to see of its neighbours is computed in both. So one compilation serves everything, memory does not depend on the
+clips, and little is computed that nobody asked for.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float, Int32, Integer, PRNGKeyArray
+
+from .blocks import reach
+from .config import SNACConfig
+from .inputs import check_clip, check_clip_codes, check_cuttable
+from .model import SNAC
+
+# Rows are as many times as long as the context that they share with both neighbours: 2 % is computed twice.
+# At 24 kHz that is 25.6 s. Longer ones save little, shorter ones less memory than a model's own weights.
+ROW_CONTEXTS = 100
+
+
+class EncodedClip(NamedTuple):
+    """The codes of one clip, (frames / stride,) for each level, and its length in samples, if it is known."""
+
+    codes: tuple[Int32[np.ndarray, " _"], ...]
+    samples: int | None = None
+
+
+def encode_many(
+    model: SNAC,
+    clips: Iterable[Float[np.ndarray | Array, " _"]],
+    *,
+    row_seconds: float | None = None,
+    rows: int | None = None,
+    mesh: Mesh | None = None,
+) -> Iterator[EncodedClip]:
+    """The codes of each clip, in order, while it runs: those of `model.encode(clip[None, None])`, all of them.
+
+    Args:
+        clips: mono audio of any lengths; read as it is needed, so that a generator may load files.
+        row_seconds: how much audio is computed in one piece. Default: 100 times what the codec sees to one side, at
+            24 kHz 25.6 s. More takes more memory, less computes more twice.
+        rows: how many such pieces are computed together. Default: one for each device of the mesh.
+        mesh: devices to divide the rows among; all its axes are used. Default: the device that JAX would use.
+
+    Raises:
+        ValueError: for a clip that is no finite mono audio, when its turn comes; for rows that do not fit.
+    """
+    layout = _Layout.of(model.config, row_seconds, rows, mesh)
+    model = layout.replicated(model)
+
+    def run(units: np.ndarray, audio: np.ndarray) -> Sequence[Array]:
+        return model._encode(*layout.sharded(audio[:, None].astype(model.dtype), units >= 0))
+
+    checked = (([check_clip(clip, i)], len(clip)) for i, clip in enumerate(clips))
+    for codes, samples in _through_rows(run, checked, [model.config.pad_multiple], np.float32, layout):
+        yield EncodedClip(tuple(codes), samples)
+
+
+def decode_many(
+    model: SNAC,
+    clips: Iterable[EncodedClip | Sequence[Integer[np.ndarray | Array, " _"]]],
+    *,
+    key: PRNGKeyArray | None = None,
+    row_seconds: float | None = None,
+    rows: int | None = None,
+    mesh: Mesh | None = None,
+) -> Iterator[Float[np.ndarray, " samples"]]:
+    """The audio of each clip, in order, while it runs: that of `model.decode` on its codes alone.
+
+    Args:
+        clips: what `encode_many` gives, whose audio is trimmed to its length; or codes alone, whose audio is not.
+        key: draws the noise, for each clip what `model.decode(codes, key=key)` draws. Without it there is none.
+        row_seconds, rows, mesh: as in `encode_many`.
+
+    Raises:
+        ValueError: for codes that can't be decoded, when their turn comes; for rows that do not fit.
+    """
+    layout = _Layout.of(model.config, row_seconds, rows, mesh)
+    model = layout.replicated(model)
+    frames = np.arange(layout.frames)
+
+    def run(units: np.ndarray, *codes: np.ndarray) -> Sequence[Array]:
+        numbers = (units[..., None] * layout.frames + frames).reshape(len(units), -1).astype(np.int32)
+        codes, valid, numbers = layout.sharded(codes, units >= 0, numbers)
+        return [model._decode(codes, key, valid, numbers)[:, 0]]
+
+    checked = (check_clip_codes(*_as_encoded(clip), i, model.config) for i, clip in enumerate(clips))
+    widths = [layout.frames // stride for stride in model.config.vq_strides]
+    for (audio,), samples in _through_rows(run, checked, widths, np.int32, layout):
+        yield audio[:samples]
+
+
+def _as_encoded(clip: EncodedClip | Sequence[np.ndarray | Array]) -> EncodedClip:
+    return clip if isinstance(clip, EncodedClip) else EncodedClip(clip)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """How rows are cut. Lengths are in units, the frames of a pad multiple."""
+
+    frames: int  # in a unit
+    rows: int
+    length: int  # of a row, context included
+    context: int  # to each side of a row
+    gap: int  # between two clips
+    mesh: Mesh | None
+
+    @property
+    def units(self) -> int:
+        """Units of the tape that a batch of rows gets through, each in one row, contexts not counted."""
+        return self.rows * (self.length - 2 * self.context)
+
+    @classmethod
+    def of(cls, config: SNACConfig, row_seconds: float | None, rows: int | None, mesh: Mesh | None) -> "_Layout":
+        check_cuttable(config)
+        frames, window = config.pad_multiple // config.hop_length, config.attn_window_size or 1
+        rates = config.encoder_rates, config.decoder_rates[::-1]
+        # Three frames for the convolution next to the latents. Attention sees whole windows, on both sides of which
+        # the convolutions between it and the audio reach further.
+        seen = [_up(3, window) + _up(reach(each), window) for each in rates]
+        context = math.ceil(max(seen) / frames)
+        # The farthest that one convolution reaches: 3 times dilation 9 at the deepest stage, or 3 latent frames.
+        steps = [config.hop_length // each[-1] for each in rates]
+        gap = math.ceil(max(27 * max(steps), 3 * config.hop_length) / config.pad_multiple)
+        unit_seconds = config.pad_multiple / config.sampling_rate
+        length = ROW_CONTEXTS * context if row_seconds is None else round(row_seconds / unit_seconds)
+        if length <= 2 * context + gap:
+            raise ValueError(
+                f"row_seconds (={row_seconds}) must be at least {(2 * context + gap + 1) * unit_seconds:.3f}: "
+                f"a row has {context * unit_seconds:.3f} s of context on both sides."
+            )
+        devices = 1 if mesh is None else mesh.size
+        rows = devices if rows is None else rows
+        if rows < 1 or rows % devices:
+            raise ValueError(f"rows (={rows}) must be a multiple of the {devices} devices that share them.")
+        return cls(frames, rows, length, context, gap, mesh)
+
+    def replicated(self, model: SNAC) -> SNAC:
+        """The model on every device of the mesh; where it is, without one."""
+        return model if self.mesh is None else jax.device_put(model, NamedSharding(self.mesh, PartitionSpec()))
+
+    def sharded(self, *arrays: Any) -> Any:
+        """Arrays with the rows in front divided among the devices."""
+        if self.mesh is None:
+            return arrays
+        return jax.device_put(arrays, NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names)))
+
+
+def _up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+# A clip's arrays, each with a whole number of values for each unit (the last may be cut short), and its samples.
+_Clip = tuple[Sequence[np.ndarray], int | None]
+
+
+class _Result:
+    """What comes out for one clip, filled in as its rows come. `start` and `end` are units of the tape."""
+
+    def __init__(self, start: int, units: int, samples: int | None):
+        self.start, self.end, self.samples = start, start + units, samples
+        self.arrays: list[np.ndarray] = []
+
+    def fill(self, outputs: Sequence[np.ndarray], begin: int, end: int) -> None:
+        """Takes its part of what came out for the tape from `begin` to `end`, each (units, width)."""
+        if not self.arrays:
+            self.arrays = [np.empty((self.end - self.start, *x.shape[1:]), x.dtype) for x in outputs]
+        low, high = max(self.start, begin), min(self.end, end)
+        for array, output in zip(self.arrays, outputs, strict=True):
+            array[low - self.start : high - self.start] = output[low - begin : high - begin]
+
+
+def _through_rows(
+    run: Callable[..., Sequence[Array]],
+    clips: Iterable[_Clip],
+    widths: Sequence[int],
+    dtype: type[np.generic],
+    layout: _Layout,
+) -> Iterator[tuple[list[np.ndarray], int | None]]:
+    """What `run` makes of each clip's arrays, and its samples; `widths` are the arrays' values for each unit.
+
+    `run` takes the number in its clip of each unit, (rows, length), -1 outside of clips, and the arrays' values there,
+    (rows, length * width).
+    """
+    waiting: deque[_Result] = deque()
+    computing = (run(*batch) for batch in _batches(clips, widths, dtype, layout, waiting))
+    # One batch ahead, so that the device computes while the host takes a result and lays out the next.
+    for i, (outputs, _) in enumerate(itertools.pairwise(itertools.chain(computing, [None]))):
+        begin, end = i * layout.units, (i + 1) * layout.units
+        inner = [_without_context(np.asarray(output), layout) for output in outputs or ()]
+        while waiting and waiting[0].start < end:
+            waiting[0].fill(inner, begin, end)
+            if waiting[0].end > end:
+                break
+            done = waiting.popleft()
+            yield [array.reshape(-1) for array in done.arrays], done.samples
+
+
+def _without_context(output: np.ndarray, layout: _Layout) -> np.ndarray:
+    """(units, width) of the tape, from rows (rows, length * width)."""
+    by_unit = output.reshape(layout.rows, layout.length, -1)
+    return by_unit[:, layout.context : layout.length - layout.context].reshape(layout.units, -1)
+
+
+def _batches(
+    clips: Iterable[_Clip],
+    widths: Sequence[int],
+    dtype: type[np.generic],
+    layout: _Layout,
+    waiting: deque[_Result],
+) -> Iterator[list[np.ndarray]]:
+    """Rows cut from the tape, as `run` takes them. Says in `waiting` where on the tape each clip lies."""
+    size = layout.units + 2 * layout.context
+    rows = np.arange(layout.rows)[:, None] * (layout.length - 2 * layout.context) + np.arange(layout.length)
+    numbers = np.full((size, 1), -1, np.int32)
+    tape = [np.zeros((size, width), dtype) for width in widths]
+
+    def cut() -> list[np.ndarray]:
+        """The rows that are laid; moves what is context of the next ones to the front and clears the rest."""
+        batch = [part[rows].reshape(layout.rows, -1) for part in (numbers, *tape)]
+        for part, empty in ((numbers, -1), *((part, 0) for part in tape)):
+            part[: 2 * layout.context] = part[layout.units :].copy()
+            part[2 * layout.context :] = empty
+        return batch
+
+    at, begin = layout.context, -layout.context  # where the next unit goes, and where on the tape these ones begin
+    for arrays, samples in clips:
+        count, done = math.ceil(len(arrays[0]) / widths[0]), 0
+        waiting.append(_Result(begin + at, count, samples))
+        while done < count:
+            if at >= size:
+                yield cut()
+                at, begin = at - layout.units, begin + layout.units
+            new = min(count - done, size - at)
+            numbers[at : at + new, 0] = np.arange(done, done + new)
+            for part, array, width in zip(tape, arrays, widths, strict=True):
+                values = array[done * width : (done + new) * width]
+                part[at : at + new].reshape(-1)[: len(values)] = values
+            at, done = at + new, done + new
+        at += layout.gap
+    while at - layout.gap > layout.context:  # until the last unit has been in a row, context not counted
+        yield cut()
+        at -= layout.units

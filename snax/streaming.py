@@ -1,0 +1,342 @@
+"""The codec as a stream: every layer keeps what it still needs of the past, so that nothing is computed twice.
+
+A convolution that looks ahead waits for what it looks at; the waits add up to the latency. What comes out, end to end,
+is what `SNAC.encode` and `SNAC.decode` make of the whole. State is explicit: a pytree that goes in and comes out.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float, Int32, Integer, Key, PRNGKeyArray
+
+from .inputs import check_audio, check_codes, check_cuttable
+from .layers import Conv, DecoderBlock, EncoderBlock, ResidualUnit
+from .model import SNAC, compiled, draw_noise
+
+# Latent frames farther than this from an end of the stream do not see it: more than any codec's reach. (To count on
+# would overflow 32 bits of samples within a day.)
+FAR = 4096
+
+
+class StreamState(NamedTuple):
+    """What a batch of streams in step needs to go on. A pytree; arrays have the batch in front."""
+
+    frames: int  # latent frames that went through
+    rest: tuple[np.ndarray, ...]  # input that waits for more
+    caches: tuple[Array, ...]
+    key: PRNGKeyArray | Key[Array, " batch"] | None
+
+
+class StreamDecoder:
+    """Audio as the codes come, sample for sample what `SNAC.decode` makes of all of them.
+
+        decoder = snax.StreamDecoder(model)
+        state = decoder.start()
+        for codes in ...:                            # for each level (batch, frames / stride)
+            state, audio = decoder.push(state, codes)
+        audio = decoder.finish(state)
+
+    The first push compiles, and so does the first `finish`; after that nothing does.
+
+    Args:
+        model: the codec.
+        lookahead: latent frames to wait for before audio is given out. Default: as many as `decode`'s own samples take
+            (10 at 24 kHz). With fewer, the end of each push is decoded as if the stream ended there, and once more when
+            the next has come; how far off that is stands in benchmarks/README.md.
+
+    Raises:
+        ValueError: for a `lookahead` that is negative or more than the codec has a use for.
+    """
+
+    def __init__(self, model: SNAC, *, lookahead: int | None = None):
+        config = model.config
+        unit = config.pad_multiple // config.hop_length
+        self._config = config
+        self._stream = _Stream(model, _decode, [unit // stride for stride in config.vq_strides], np.int32)
+        exact = self._stream.delay * config.pad_multiple
+        self.latency = int(exact)
+        """Samples by which the audio is behind the codes."""
+        if lookahead is not None:
+            if not 0 <= lookahead <= math.ceil(exact / config.hop_length):
+                most = math.ceil(exact / config.hop_length)
+                raise ValueError(f"lookahead (={lookahead}) must be between 0 and {most} latent frames.")
+            self.latency = min(self.latency, lookahead * config.hop_length)
+
+    def start(self, batch: int = 1, *, key: PRNGKeyArray | Key[Array, " batch"] | None = None) -> StreamState:
+        """The state of `batch` streams before their first codes; `key` as in `SNAC.decode`."""
+        return self._stream.start(batch, key)
+
+    def push(
+        self, state: StreamState, codes: Sequence[Integer[Array | np.ndarray, "batch _"]]
+    ) -> tuple[StreamState, Float[np.ndarray, "batch 1 samples"]]:
+        """Takes the next codes, any whole number of coarse frames; gives the samples that are now to be heard.
+
+        With attention nothing comes before its window of codes is full.
+
+        Raises:
+            ValueError: for codes that `SNAC.decode` would refuse, or of another batch than the state's.
+        """
+        check_codes(codes, self._config)
+        new, (audio,) = self._stream.push(state, codes, self._lag)
+        return new, audio[:, None]
+
+    def finish(self, state: StreamState) -> Float[np.ndarray, "batch 1 samples"]:
+        """The samples that are left once there are no more codes.
+
+        Raises:
+            ValueError: if the last attention window is not full.
+        """
+        if state.rest[0].shape[1]:
+            frames = state.rest[0].shape[1] * self._config.vq_strides[0]
+            raise ValueError(
+                f"the stream ends {frames} latent frames into an attention window of {self._config.attn_window_size}: "
+                "push codes for all of it."
+            )
+        return self._stream.tail(state, self._lag)[0][:, None]
+
+    @property
+    def _lag(self) -> Fraction:
+        return Fraction(self.latency, self._config.pad_multiple)
+
+
+class StreamEncoder:
+    """Codes as the audio comes, the ones that `SNAC.encode` makes of all of it. Used as `StreamDecoder` is."""
+
+    def __init__(self, model: SNAC):
+        self._config = model.config
+        self._stream = _Stream(model, _encode, [model.config.pad_multiple], np.float32)
+        self.latency = int(self._stream.delay * model.config.pad_multiple)
+        """Samples by which the codes are behind the audio, once that is a multiple of `config.pad_multiple`."""
+
+    def start(self, batch: int = 1) -> StreamState:
+        """The state of `batch` streams before their first audio."""
+        return self._stream.start(batch, None)
+
+    def push(
+        self, state: StreamState, audio: Float[Array | np.ndarray, "batch 1 samples"]
+    ) -> tuple[StreamState, tuple[Int32[np.ndarray, "batch _"], ...]]:
+        """Takes the next audio, any number of samples; gives the codes that are now final, often none.
+
+        Raises:
+            ValueError: for audio that `SNAC.encode` would refuse, or of another batch than the state's.
+        """
+        check_audio(audio)
+        new, codes = self._stream.push(state, [audio[:, 0]], self._stream.delay)
+        return new, tuple(codes)
+
+    def finish(self, state: StreamState) -> tuple[Int32[np.ndarray, "batch _"], ...]:
+        """The codes that are left once there is no more audio; zero-padded as `SNAC.encode` pads it."""
+        batch, samples = state.rest[0].shape
+        padding = np.zeros((batch, -samples % self._config.pad_multiple), np.float32)
+        last, codes = self._stream.push(state, [padding], self._stream.delay)
+        tail = self._stream.tail(last, self._stream.delay)
+        return tuple(np.concatenate(level, axis=1) for level in zip(codes, tail, strict=True))
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["outputs", "caches"], meta_fields=["delay"])
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """What came of some input: `outputs`, each (batch, values in time), `delay` units of time behind it.
+
+    Arrays, or their shapes.
+    """
+
+    outputs: list[Any]
+    caches: tuple[Any, ...]
+    delay: Fraction
+
+
+class _Stream:
+    """Either direction. Time is counted in units of `config.pad_multiple` samples, which go through one by one.
+
+    Args:
+        apply: `_encode` or `_decode`.
+        widths: values that each of its inputs has for a unit.
+        dtype: of the inputs.
+    """
+
+    def __init__(self, model: SNAC, apply: Callable[..., _Step], widths: Sequence[int], dtype: type[np.generic]):
+        check_cuttable(model.config)
+        self._model, self._apply, self._widths, self._dtype = model, apply, widths, dtype
+        self._unit = model.config.pad_multiple // model.config.hop_length
+        unit = [jax.ShapeDtypeStruct((1, width), dtype) for width in widths]
+        self._shapes = jax.eval_shape(apply, model, unit, None, None, 0, False)
+        self.delay = self._shapes.delay
+
+    def start(self, batch: int, key: Array | None) -> StreamState:
+        caches = tuple(jnp.zeros((batch, *cache.shape[1:]), cache.dtype) for cache in self._shapes.caches)
+        return StreamState(0, tuple(np.zeros((batch, 0), self._dtype) for _ in self._widths), caches, key)
+
+    def push(
+        self, state: StreamState, inputs: Sequence[Array | np.ndarray], lag: Fraction
+    ) -> tuple[StreamState, list[np.ndarray]]:
+        """The state after `inputs`, and the outputs that are now `lag` units old."""
+        if len(inputs[0]) != len(state.rest[0]):
+            raise ValueError(f"the state is one of {len(state.rest[0])} streams, got a batch of {len(inputs[0])}.")
+        arrived = [
+            np.concatenate([rest, np.asarray(new).astype(self._dtype)], axis=1)
+            for rest, new in zip(state.rest, inputs, strict=True)
+        ]
+        units, caches, outputs = arrived[0].shape[1] // self._widths[0], state.caches, []
+        before = int(state.frames)
+        for i in range(units):
+            unit = [x[:, i * width : (i + 1) * width] for x, width in zip(arrived, self._widths, strict=True)]
+            step = self._apply(self._model, unit, caches, state.key, before + i * self._unit, False)
+            outputs.append(step.outputs)
+            caches = step.caches
+        rest = tuple(x[:, units * width :] for x, width in zip(arrived, self._widths, strict=True))
+        new = StreamState(before + units * self._unit, rest, caches, state.key)
+        if units and lag < self.delay:
+            outputs.append(self._ending(new))
+        begin, end = Fraction(before, self._unit), Fraction(new.frames, self._unit)
+        return new, self._between(
+            outputs, begin, max(begin - lag, Fraction(0)), max(end - lag, Fraction(0)), len(rest[0])
+        )
+
+    def tail(self, state: StreamState, lag: Fraction) -> list[np.ndarray]:
+        """The outputs that are not `lag` units old yet, of streams that end here."""
+        end = Fraction(int(state.frames), self._unit)
+        return self._between([self._ending(state)], end, max(end - lag, Fraction(0)), end, len(state.rest[0]))
+
+    def _ending(self, state: StreamState) -> list[Array]:
+        """What still comes out behind the last input."""
+        nothing = [np.zeros((len(state.rest[0]), math.ceil(self.delay) * width), self._dtype) for width in self._widths]
+        return self._apply(self._model, nothing, state.caches, state.key, state.frames, True).outputs
+
+    def _between(
+        self, outputs: Sequence[list[Array]], begin: Fraction, low: Fraction, high: Fraction, batch: int
+    ) -> list[np.ndarray]:
+        """The outputs from `low` to `high`, of those that came for input from `begin` on."""
+        between = []
+        for i, shape in enumerate(self._shapes.outputs):
+            width, nothing = shape.shape[1], np.zeros((batch, 0), shape.dtype)
+            joined = np.concatenate([nothing, *(np.asarray(output[i]) for output in outputs)], axis=1)
+            first = begin - self.delay
+            between.append(joined[:, int((low - first) * width) : int((high - first) * width)])
+        return between
+
+
+@compiled
+def _encode(
+    model: SNAC,
+    inputs: list[Array],
+    past: Sequence[Array] | None,
+    key: None,
+    frames: int | Array,
+    ended: bool | Array,
+) -> _Step:
+    config, encoder = model.config, model.encoder
+    flow = _Flow(inputs[0][..., None].astype(model.dtype), config.hop_length, frames, ended, past)
+    flow.through(encoder.conv_in, _reach(encoder.conv_in))
+    for block, stride in zip(encoder.blocks, config.encoder_rates, strict=True):
+        flow.units(block.residual_units)
+        flow.through(functools.partial(_downsample, block), stride, multiple=stride)
+    if encoder.attention is not None:
+        flow.wait(encoder.attention.window_size)
+        flow.x = encoder.attention(flow.x)
+    flow.through(encoder.conv_out, _reach(encoder.conv_out))
+    flow.wait(math.lcm(*config.vq_strides))
+    codes = model.quantizer(flow.x)[1]
+    return _Step(list(codes), tuple(flow.caches), Fraction(flow.delay * config.hop_length, config.pad_multiple))
+
+
+@compiled
+def _decode(
+    model: SNAC,
+    inputs: list[Array],
+    past: Sequence[Array] | None,
+    key: Array | None,
+    frames: int | Array,
+    ended: bool | Array,
+) -> _Step:
+    config, decoder = model.config, model.decoder
+    flow = _Flow(model.quantizer.dequantize(inputs), 1, frames, ended, past)
+    for conv in decoder.conv_in:
+        flow.through(conv, _reach(conv))
+    if decoder.attention is not None:
+        flow.wait(decoder.attention.window_size)
+        flow.x = decoder.attention(flow.x)
+    for i, block in enumerate(decoder.blocks):
+        flow.through(functools.partial(_upsample, block), 1)
+        if block.noise is not None and key is not None:
+            before, count = flow.latent_frames()
+            noise = draw_noise(config, key, (frames - before + jnp.arange(count))[None])[i]
+            skipped = before * flow.rate - flow.delay
+            flow.x = block.noise(flow.x, noise[:, skipped : skipped + flow.x.shape[1]])
+        flow.units(block.residual_units)
+    flow.through(lambda x, valid: jnp.tanh(decoder.conv_out(decoder.snake(x), valid)), _reach(decoder.conv_out))
+    return _Step([flow.x[..., 0]], tuple(flow.caches), Fraction(flow.delay, config.pad_multiple))
+
+
+def _downsample(block: EncoderBlock, x: Array, valid: Array) -> Array:
+    return block.conv(block.snake(x), valid)
+
+
+def _upsample(block: DecoderBlock, x: Array, valid: Array) -> Array:
+    return block.conv(block.snake(x), valid)
+
+
+def _reach(conv: Conv) -> int:
+    return len(conv.kernel) // 2 * conv.dilation
+
+
+class _Flow:
+    """Some new input on its way through the layers.
+
+    Args:
+        x: its values, (batch, steps, channels).
+        rate: steps of a latent frame.
+        frames: latent frames that came before.
+        ended: whether `x` is only what follows the end of the stream.
+        past: the caches that it left last time; None: zeros.
+    """
+
+    def __init__(self, x: Array, rate: int, frames: int | Array, ended: bool | Array, past: Sequence[Array] | None):
+        self.x, self.rate = x, rate
+        self.delay = 0  # steps that x is behind the input
+        self.caches: list[Array] = []
+        self._past = past
+        self._before = jnp.minimum(frames, FAR)
+        self._after = jnp.where(ended, 0, FAR)
+
+    def through(self, layer: Callable[[Array, Array], Array], reach: int, *, multiple: int = 1) -> None:
+        """x becomes `layer(x, valid)`, which sees `reach` steps to both sides, and as much later as that takes.
+
+        `multiple`: of which the delay must be one before the layer, in steps.
+        """
+        batch, steps, channels = self.x.shape
+        delay = -(-(self.delay + reach) // multiple) * multiple
+        kept = delay - self.delay + reach
+        x = self.x
+        if kept:
+            cache = jnp.zeros((batch, kept, channels), x.dtype) if self._past is None else self._past[len(self.caches)]
+            x = jnp.concatenate([cache, x], axis=1)
+            self.caches.append(x[:, steps:])
+        x = x[:, : steps + 2 * reach]
+        place = jnp.arange(x.shape[1]) - delay - reach  # counted from the first step of the new input
+        valid = (place >= -self._before * self.rate) & (place < self._after * self.rate)
+        y = layer(x, valid[None])
+        up = Fraction(y.shape[1], x.shape[1])
+        self.x = y[:, int(reach * up) : int((reach + steps) * up)]
+        self.rate, self.delay = int(self.rate * up), int(delay * up)
+
+    def units(self, residual_units: Sequence[ResidualUnit]) -> None:
+        for unit in residual_units:
+            self.through(unit, _reach(unit.conv1))
+
+    def wait(self, multiple: int) -> None:
+        """Delays x to a multiple of so many steps."""
+        self.through(lambda x, _: x, 0, multiple=multiple)
+
+    def latent_frames(self) -> tuple[int, int]:
+        """How far back the latent frame lies in which x begins, and how many frames x touches from there on."""
+        before = -(-self.delay // self.rate)
+        return before, before + -(-(self.x.shape[1] - self.delay) // self.rate)

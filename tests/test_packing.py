@@ -1,0 +1,215 @@
+"""Clips of any length in rows of any shape: the reference's tokens and audio for each clip alone."""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pairs import pair, torch_decode, torch_encode
+
+import snax
+from snax import packing
+from snax.packing import _Layout
+
+KEY = jax.random.key(3)
+# float32's rounding in the largest model, whose audio differs by up to 1.1e-6 from the reference's; seen here: 1e-6.
+AUDIO_BOUND = 1e-5
+
+NAMES = [
+    "depthwise, noise",
+    "dense",
+    "attention of two heads, window longer than the strides",
+    "odd rates, dense",
+    "decoder with other rates",
+    "strides that share no factor",
+]
+
+
+def row_seconds(config: snax.SNACConfig, units: int) -> float:
+    """Rows that have so many units, each a pad multiple, between the contexts, and room for one gap more."""
+    layout = _Layout.of(config, None, None, None)
+    return (2 * layout.context + layout.gap + units) * config.pad_multiple / config.sampling_rate
+
+
+def cut(audio: np.ndarray, lengths: list[int]) -> list[np.ndarray]:
+    """Clips of these lengths from all over `audio`, (samples,)."""
+    return [audio[(1009 * i) % (len(audio) - n) :][:n] for i, n in enumerate(lengths)]
+
+
+# Three row shapes, so that few have to be compiled: one unit at a time, several rows of a few, one row for all.
+ROWS = st.sampled_from([(1, 1), (3, 7), (1, 200)])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_any_clips_in_any_rows(name: str, data: st.DataObject) -> None:
+    torch_model, model, speech = pair(name)
+    lengths = data.draw(st.lists(st.integers(1, 30 * model.config.pad_multiple), min_size=1, max_size=8))
+    rows, units = data.draw(ROWS)
+    how = {"rows": rows, "row_seconds": row_seconds(model.config, units)}
+    clips = cut(np.tile(speech[0, 0], 10), lengths)
+    encoded = list(snax.encode_many(model, clips, **how))
+    assert [clip.samples for clip in encoded] == lengths
+    decoded = list(snax.decode_many(model, encoded, **how))
+    assert len(decoded) == len(clips)
+    for clip, (codes, _), audio in zip(clips, encoded, decoded, strict=True):
+        expected = torch_encode(torch_model, clip, model.config.pad_multiple)
+        for ours, theirs in zip(codes, expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        whole = torch_decode(torch_model, expected)
+        np.testing.assert_allclose(audio, whole[: len(clip)], rtol=0, atol=AUDIO_BOUND)
+
+
+def test_one_compilation_serves_all() -> None:
+    model = small.drawn("plain convolutions, odd rates")
+    before = snax.SNAC._encode._cache_size(), snax.SNAC._decode._cache_size()
+    for lengths in ([1, 5000, 77], [123456], [20] * 300):
+        encoded = snax.encode_many(model, cut(small.audio(samples=200_000)[0, 0], lengths))
+        assert [len(audio) for audio in snax.decode_many(model, encoded)] == lengths
+    assert (snax.SNAC._encode._cache_size(), snax.SNAC._decode._cache_size()) == (before[0] + 1, before[1] + 1)
+
+
+def test_results_come_while_clips_still_arrive() -> None:
+    model, read = small.model(), 0
+
+    def clips() -> Iterator[np.ndarray]:
+        nonlocal read
+        for clip in cut(small.audio(samples=100_000)[0, 0], [1000] * 50):
+            read += 1
+            yield clip
+
+    encoded = snax.encode_many(model, clips(), row_seconds=row_seconds(small.CONFIG, 40))
+    next(encoded)
+    # A unit is 32 samples: the clip lies in the first row, and one more is laid while that is computed.
+    assert read <= 3
+    assert len(list(encoded)) == 49
+
+
+def test_no_clips() -> None:
+    assert list(snax.encode_many(small.model(), [])) == []
+    assert list(snax.decode_many(small.model(), [])) == []
+
+
+@pytest.mark.parametrize("axis_type", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit])
+def test_rows_over_a_mesh(axis_type: jax.sharding.AxisType) -> None:
+    mesh = jax.make_mesh((2, 2), ("x", "y"), axis_types=(axis_type,) * 2)
+    model = small.model()
+    clips = cut(small.audio(samples=20_000)[0, 0], [3000, 1, 7000])
+    how = {"row_seconds": row_seconds(small.CONFIG, 20)}
+    encoded = list(snax.encode_many(model, clips, mesh=mesh, **how))
+    jax.tree.map(np.testing.assert_array_equal, encoded, list(snax.encode_many(model, clips, **how)))
+    ours = snax.decode_many(model, encoded, mesh=mesh, key=KEY, **how)
+    for audio, alone in zip(ours, snax.decode_many(model, encoded, key=KEY, **how), strict=True):
+        np.testing.assert_allclose(audio, alone, rtol=0, atol=1e-6)
+
+
+def test_codes_alone_are_decoded_whole() -> None:
+    model = small.model()
+    ((codes, _),) = snax.encode_many(model, [small.audio(samples=100)[0, 0]])
+    (audio,) = snax.decode_many(model, [codes])
+    assert len(audio) == 128
+    np.testing.assert_allclose(audio, model.decode([x[None] for x in codes])[0, 0], rtol=0, atol=1e-6)
+
+
+def test_noise_is_that_of_the_clip_alone() -> None:
+    model = small.model()
+    encoded = list(snax.encode_many(model, cut(small.audio(samples=20_000)[0, 0], [3000, 5000, 200])))
+    decoded = snax.decode_many(model, encoded, key=KEY, row_seconds=row_seconds(small.CONFIG, 10), rows=2)
+    for (codes, samples), audio in zip(encoded, decoded, strict=True):
+        alone = model.decode([level[None] for level in codes], key=KEY)[0, 0, :samples]
+        silent = model.decode([level[None] for level in codes])[0, 0, :samples]
+        np.testing.assert_allclose(audio, alone, rtol=0, atol=1e-5)
+        assert np.abs(audio - silent).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["depthwise", "attention"])
+def test_valid_in_a_batch_of_two_lengths(name: str) -> None:
+    model = small.drawn(name)
+    short, long = (small.audio(samples=n * model.config.pad_multiple, seed=n) for n in (3, 20))
+    padded = np.concatenate([np.pad(short, ((0, 0), (0, 0), (0, long.shape[-1] - short.shape[-1]))), long])
+    frames = [audio.shape[-1] // model.config.hop_length for audio in (short, long)]
+    valid = np.arange(frames[1]) < np.array(frames)[:, None]
+    codes = model.encode(padded, valid=valid)
+    assert any((a != b).any() for a, b in zip(codes, model.encode(padded), strict=True)), "padding changes nothing here"
+    decoded = model.decode(codes, valid=valid)
+    for i, alone in enumerate((short, long)):
+        expected = model.encode(alone)
+        for ours, level in zip(codes, expected, strict=True):
+            np.testing.assert_array_equal(ours[i, : level.shape[1]], level[0])
+        np.testing.assert_allclose(decoded[i, :, : alone.shape[-1]], model.decode(expected)[0], rtol=0, atol=1e-6)
+
+
+def test_a_smaller_gap_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, clips = small.drawn("depthwise"), cut(small.audio(samples=20_000)[0, 0], [3200, 3200])
+    exact = [jnp.concatenate(clip.codes) for clip in snax.encode_many(model, clips)]
+    layout = _Layout.of
+
+    def without_gap(*args: object) -> _Layout:
+        return packing.dataclasses.replace(layout(*args), gap=0)
+
+    monkeypatch.setattr(_Layout, "of", without_gap)
+    touching = [jnp.concatenate(clip.codes) for clip in snax.encode_many(model, clips)]
+    assert any((a != b).any() for a, b in zip(exact, touching, strict=True))
+
+
+CLIP = small.audio()[0, 0]
+BAD_CLIPS = {
+    "batch axes": (CLIP[None, None], r"clips\[1\] must be mono audio.*\(samples,\), got \(1, 1, 320\)"),
+    "empty": (CLIP[:0], r"clips\[1\] must be .* at least one sample"),
+    "integers": (np.zeros(5, np.int16), r"clips\[1\] must be floating point, got int16: .*`clip / 32768`"),
+    "NaN": (np.where(CLIP > 0.5, np.nan, CLIP), r"clips\[1\] must be finite"),
+    "a list": ([0.0], r"clips\[1\] must be a JAX or NumPy array"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CLIPS)
+@pytest.mark.usefixtures("as_users_see_it")
+def test_bad_clips(name: str) -> None:
+    clip, message = BAD_CLIPS[name]
+    with pytest.raises(ValueError, match=message):
+        list(snax.encode_many(small.model(), [CLIP, clip]))
+
+
+CODES = [np.zeros(2, np.int32), np.zeros(4, np.int32), np.zeros(8, np.int32)]
+BAD_CODES = {
+    "a level short": (CODES[:2], r"clips\[0\] can't be decoded: codes must be .* 3 arrays"),
+    "a batch": ([level[None] for level in CODES], r"clips\[0\] must be one array \(frames,\) for each level"),
+    "not in the codebook": ([*CODES[:2], CODES[2] + 64], r"clips\[0\] can't be decoded: codes\[2\] must be between"),
+    "more samples than codes": (snax.EncodedClip(tuple(CODES), 65), r"codes for 64 samples, so `samples` can't be 65"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CODES)
+@pytest.mark.usefixtures("as_users_see_it")
+def test_bad_codes(name: str) -> None:
+    codes, message = BAD_CODES[name]
+    with pytest.raises(ValueError, match=message):
+        list(snax.decode_many(small.model(), [codes]))
+
+
+@pytest.mark.usefixtures("as_users_see_it")
+def test_bad_rows() -> None:
+    with pytest.raises(ValueError, match=r"row_seconds \(=0.01\) must be at least"):
+        list(snax.encode_many(small.model(), [CLIP], row_seconds=0.01))
+    mesh = jax.make_mesh((4,), ("data",))
+    with pytest.raises(ValueError, match=r"rows \(=6\) must be a multiple of the 4 devices"):
+        list(snax.encode_many(small.model(), [CLIP], rows=6, mesh=mesh))
+
+
+@pytest.mark.usefixtures("as_users_see_it")
+def test_an_incomplete_attention_window() -> None:
+    model = pair("attention of two heads, window longer than the strides")[1]
+    with pytest.raises(ValueError, match="has 8 latent frames, but attention works on windows of 12"):
+        list(snax.decode_many(model, [CODES]))
+
+
+@pytest.mark.usefixtures("as_users_see_it")
+def test_a_rate_of_one_cannot_be_cut() -> None:
+    model = pair("rate of one")[1]
+    with pytest.raises(ValueError, match="has a rate of 1, whose convolution adds a frame"):
+        list(snax.encode_many(model, [CLIP]))
