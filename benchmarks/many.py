@@ -7,12 +7,12 @@ architecture, float32; with `--hour 44`, one clip of an hour with the 44 kHz arc
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -138,8 +138,13 @@ def measure(name: str, seconds: int) -> dict[str, float]:
     samples = sum(len(audio) for audio in snax.decode_many(model, encoded))
     end = time.perf_counter()
     assert samples == sum(clip.samples for clip in encoded)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000  # kB on Linux
-    return {"encode": seconds / (between - start), "decode": seconds / (end - between), "megabytes": peak}
+    return {"encode": seconds / (between - start), "decode": seconds / (end - between), "megabytes": peak()}
+
+
+def peak() -> float:
+    """MB that this process had in memory at most, as Linux says; `getrusage` would begin with its parent's."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1000
 
 
 if __name__ == "__main__":

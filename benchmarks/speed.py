@@ -262,9 +262,10 @@ def draw(results: dict[str, Any], path: Path) -> None:
                 medians = [row["median"] for row in chosen if row["system"] == system]
                 bars = axes.bar(np.arange(len(cases)) + 0.2 * (i - 1.5), medians, 0.2, label=system)
                 axes.bar_label(bars, fmt="%.0f" if max(medians) > 10 else "%.1f", fontsize=8)
+            axes.margins(y=0.1)
             axes.set_xticks(range(len(cases)), cases)
             axes.set_title(f"{name}, {what}")
-    grid[0][0].legend()
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=100)
 
 

@@ -43,6 +43,14 @@ def main() -> None:
     row("sliding window, snax", windowed(model.decode, groups), groups, whole)
     with torch.inference_mode(), mock.patch.object(torch, "randn", torch.zeros):  # without noise, as the others
         row("sliding window, torch", windowed(torch_decode(reference), groups), groups, whole)
+    encoder = snax.StreamEncoder(model)
+    state, seconds = encoder.start(), []
+    for i in range(speech.shape[-1] // PAD):
+        before = time.perf_counter()
+        state, _ = encoder.push(state, speech[..., i * PAD : (i + 1) * PAD])
+        seconds.append(time.perf_counter() - before)
+    frame, median, latency = PAD / CONFIG.sampling_rate, np.median(seconds), encoder.latency / CONFIG.sampling_rate
+    print(f"snax, encoder: {1000 * median:.1f} ms a push, {frame / median:.1f} x; codes {1000 * latency:.0f} ms behind")
 
 
 def row(name: str, start: Callable[[], tuple[Push, int]], groups: list[np.ndarray], whole: np.ndarray) -> None:
@@ -86,7 +94,7 @@ def streamed(model: snax.SNAC, groups: list[np.ndarray], lookahead: int | None) 
 
 
 def torch_decode(reference: snac.SNAC) -> Callable[[list[np.ndarray]], np.ndarray]:
-    return lambda codes: reference.decode([torch.from_numpy(level) for level in codes]).numpy()
+    return lambda codes: reference.decode([torch.from_numpy(level.copy()) for level in codes]).numpy()
 
 
 def windowed(decode: Callable[[list[np.ndarray]], Any], groups: list[np.ndarray]) -> Callable[[], tuple[Push, int]]:

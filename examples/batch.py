@@ -11,14 +11,15 @@ def main() -> None:
     bundled = (path for path in CLIP.parent.iterdir() if path.suffix in (".wav", ".flac"))
     paths = [Path(argument) for argument in sys.argv[1:]] or sorted(bundled)
     model, _ = load()
-    rate = model.config.sampling_rate
-    clips = (read_mono(path, rate)[0, 0] for path in paths)  # read one after the other, as they are needed
+    clips = (
+        read_mono(path, model.config.sampling_rate)[0, 0] for path in paths
+    )  # read one after the other, as they are needed
 
     encoded = []
     for path, clip in zip(paths, snax.encode_many(model, clips), strict=True):
         encoded.append(clip)
         tokens = [len(level) for level in clip.codes]
-        print(f"{path.name:<20} {clip.samples / rate:6.2f} s   {' + '.join(map(str, tokens))} tokens")
+        print(f"{path.name:<20} {clip.samples} samples encoded to {' + '.join(map(str, tokens))} tokens")
 
     for path, clip, audio in zip(paths, encoded, snax.decode_many(model, encoded), strict=True):
         assert len(audio) == clip.samples  # the padding is gone

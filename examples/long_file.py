@@ -19,7 +19,7 @@ def main() -> None:
     rate = model.config.sampling_rate
     audio = read_mono(Path(sys.argv[1]) if len(sys.argv) > 1 else CLIP, rate)[0, 0]
     if len(sys.argv) == 1:
-        audio = np.tile(audio, 600 * rate // len(audio))
+        audio = np.resize(audio, 600 * rate)  # over and over
 
     start = time.perf_counter()
     (encoded,) = snax.encode_many(model, [audio])

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Float, Int32, Integer, PRNGKeyArray
+from jaxtyping import Float, Integer, PRNGKeyArray
 
 from .blocks import reach
 from .config import SNACConfig
@@ -32,7 +32,7 @@ ROW_CONTEXTS = 100
 class EncodedClip(NamedTuple):
     """The codes of one clip, (frames / stride,) for each level, and its length in samples, if it is known."""
 
-    codes: tuple[Int32[np.ndarray, " _"], ...]
+    codes: Sequence[Integer[np.ndarray | Array, " _"]]
     samples: int | None = None
 
 
@@ -63,8 +63,8 @@ def encode_many(
         return model._encode(*layout.sharded(audio[:, None].astype(model.dtype), units >= 0))
 
     checked = (([check_clip(clip, i)], len(clip)) for i, clip in enumerate(clips))
-    for codes, samples in _through_rows(run, checked, [model.config.pad_multiple], np.float32, layout):
-        yield EncodedClip(tuple(codes), samples)
+    results = _through_rows(run, checked, [model.config.pad_multiple], np.float32, layout)
+    return (EncodedClip(tuple(codes), samples) for codes, samples in results)
 
 
 def decode_many(
@@ -97,8 +97,7 @@ def decode_many(
 
     checked = (check_clip_codes(*_as_encoded(clip), i, model.config) for i, clip in enumerate(clips))
     widths = [layout.frames // stride for stride in model.config.vq_strides]
-    for (audio,), samples in _through_rows(run, checked, widths, np.int32, layout):
-        yield audio[:samples]
+    return (audio[:samples] for (audio,), samples in _through_rows(run, checked, widths, np.int32, layout))
 
 
 def _as_encoded(clip: EncodedClip | Sequence[np.ndarray | Array]) -> EncodedClip:

@@ -195,7 +195,7 @@ class _Stream:
         rest = tuple(x[:, units * width :] for x, width in zip(arrived, self._widths, strict=True))
         new = StreamState(before + units * self._unit, rest, caches, state.key)
         if units and lag < self.delay:
-            outputs.append(self._ending(new))
+            outputs.append(self._ending(new, self.delay - lag))
         begin, end = Fraction(before, self._unit), Fraction(new.frames, self._unit)
         return new, self._between(
             outputs, begin, max(begin - lag, Fraction(0)), max(end - lag, Fraction(0)), len(rest[0])
@@ -204,11 +204,13 @@ class _Stream:
     def tail(self, state: StreamState, lag: Fraction) -> list[np.ndarray]:
         """The outputs that are not `lag` units old yet, of streams that end here."""
         end = Fraction(int(state.frames), self._unit)
-        return self._between([self._ending(state)], end, max(end - lag, Fraction(0)), end, len(state.rest[0]))
+        return self._between(
+            [self._ending(state, self.delay)], end, max(end - lag, Fraction(0)), end, len(state.rest[0])
+        )
 
-    def _ending(self, state: StreamState) -> list[Array]:
-        """What still comes out behind the last input."""
-        nothing = [np.zeros((len(state.rest[0]), math.ceil(self.delay) * width), self._dtype) for width in self._widths]
+    def _ending(self, state: StreamState, units: Fraction) -> list[Array]:
+        """What comes out next, at least `units` of it, if no more input comes."""
+        nothing = [np.zeros((len(state.rest[0]), math.ceil(units) * width), self._dtype) for width in self._widths]
         return self._apply(self._model, nothing, state.caches, state.key, state.frames, True).outputs
 
     def _between(
