@@ -1,0 +1,163 @@
+"""The commands on real files: what they write, what they refuse, and that nothing is lost."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small
+import soundfile
+from audio import DATA
+
+import snax
+from snax import audio, cli
+from snax.codes_file import CodesFile
+
+RATE = small.CONFIG.sampling_rate
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("models") / "small"
+    snax.save(small.model(), path)
+    return str(path)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Three files of three formats and rates, one of them below, and something that is no audio."""
+    folder = tmp_path / "corpus"
+    (folder / "below").mkdir(parents=True)
+    speech = soundfile.read(DATA / "speech_3s.wav")[0][:16_000]
+    soundfile.write(folder / "a.wav", speech, 16_000)
+    soundfile.write(folder / "b.flac", np.stack([speech, speech[::-1]], axis=1), 44_100)
+    soundfile.write(folder / "below" / "c.mp3", speech, 24_000)
+    (folder / "notes.txt").write_text("not audio")
+    return folder
+
+
+def run(*arguments: Any) -> int:
+    return cli.main([str(argument) for argument in arguments])
+
+
+def test_encode_and_decode_a_folder(corpus: Path, tmp_path: Path, model_folder: str) -> None:
+    assert run("encode", corpus, "-m", model_folder, "-o", tmp_path / "codes") == 0
+    made = sorted(str(path.relative_to(tmp_path / "codes")) for path in (tmp_path / "codes").rglob("*.*"))
+    assert made == ["a.codes.safetensors", "b.codes.safetensors", "below/c.codes.safetensors"]
+    assert run("decode", tmp_path / "codes", "-o", tmp_path / "audio") == 0
+    for name in ("a.wav", "b.flac", "below/c.mp3"):
+        heard = audio.read(corpus / name, RATE)
+        stem = tmp_path / "codes" / Path(name).with_suffix(".codes.safetensors")
+        file = CodesFile.read(stem)
+        assert (file.sampling_rate, file.samples) == (RATE, heard.shape[1])
+        expected = small.model().encode(heard[None])
+        for ours, level in zip(file.codes, expected, strict=True):
+            assert ours.dtype == np.uint16
+            np.testing.assert_array_equal(ours, level)
+        decoded, rate = soundfile.read(tmp_path / "audio" / Path(name).with_suffix(".snac.wav"), dtype="float32")
+        assert rate == RATE
+        whole = np.clip(small.model().decode(expected)[0, 0, : heard.shape[1]], -1, 1)
+        np.testing.assert_allclose(decoded, whole, rtol=0, atol=2**-15)  # half a step of 16 bits, and rounding
+
+
+def test_channels_one_by_one(corpus: Path, model_folder: str) -> None:
+    assert run("encode", corpus / "b.flac", "-m", model_folder, "--channels", "separate") == 0
+    file = CodesFile.read(corpus / "b.codes.safetensors")
+    expected = small.model().encode(audio.read(corpus / "b.flac", RATE, separate=True)[:, None])
+    for ours, level in zip(file.codes, expected, strict=True):
+        np.testing.assert_array_equal(ours, level)
+    assert run("decode", corpus / "b.codes.safetensors") == 0
+    assert soundfile.info(corpus / "b.snac.wav").channels == 2
+
+
+def test_reconstruct(corpus: Path, model_folder: str) -> None:
+    assert run("reconstruct", corpus / "below" / "*", "-m", model_folder) == 0
+    heard = audio.read(corpus / "below" / "c.mp3", RATE)
+    assert soundfile.info(corpus / "below" / "c.snac.wav").frames == heard.shape[1]
+
+
+def test_a_bad_file_does_not_stop_the_others(
+    corpus: Path, model_folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (corpus / "aa.wav").write_bytes((corpus / "a.wav").read_bytes()[:1000])
+    assert run("encode", corpus, "-m", model_folder) == 1
+    assert f"snax: {corpus / 'aa.wav'}: is not whole: " in capsys.readouterr().err
+    assert len(list(corpus.rglob("*.codes.safetensors"))) == 3
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
+    assert run(*arguments) == 2
+    return capsys.readouterr().err
+
+
+def test_nothing_is_overwritten(corpus: Path, model_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    codes = corpus / "a.codes.safetensors"
+    codes.write_text("precious")
+    assert "already there, and --force was not given" in refused(capsys, "encode", corpus, "-m", model_folder)
+    assert codes.read_text() == "precious"
+    assert not (corpus / "b.codes.safetensors").exists()
+    assert run("encode", corpus, "-m", model_folder, "--force") == 0
+    assert CodesFile.read(codes).samples == 16_000
+
+
+def test_refusals(corpus: Path, tmp_path: Path, model_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "not there: nothing.wav" in refused(capsys, "encode", "nothing.wav", "-m", model_folder)
+    (corpus / "a.mp3").write_bytes((corpus / "below" / "c.mp3").read_bytes())
+    message = refused(capsys, "encode", corpus, "-m", model_folder)
+    assert "would all be written to" in message
+    (tmp_path / "empty").mkdir()
+    assert "no files with .wav" in refused(capsys, "encode", tmp_path / "empty", "-m", model_folder)
+    assert "can't be read as codes" in refused(capsys, "decode", corpus / "notes.txt")
+
+
+def test_codes_of_another_model(
+    corpus: Path, tmp_path: Path, model_folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("encode", corpus / "a.wav", "-m", model_folder) == 0
+    other = tmp_path / "other"
+    snax.save(snax.SNAC(small.CONFIG, rngs=snax.model.nnx.Rngs(1)), other)
+    assert run("decode", corpus / "a.codes.safetensors", "-m", other) == 1
+    assert "its codes were made by" in capsys.readouterr().err
+    assert not (corpus / "a.snac.wav").exists()
+
+
+def test_a_write_that_fails_leaves_nothing(
+    corpus: Path, model_folder: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(self: CodesFile, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(CodesFile, "write", full)
+    before = sorted(corpus.rglob("*"))
+    assert "No space left" in refused(capsys, "encode", corpus, "-m", model_folder)
+    assert sorted(corpus.rglob("*")) == before
+
+
+def test_pipes(corpus: Path, model_folder: str) -> None:
+    def piped(*arguments: str, given: bytes) -> bytes:
+        command = [sys.executable, "-m", "snax.cli", *arguments]
+        return subprocess.run(command, input=given, stdout=subprocess.PIPE, check=True).stdout
+
+    codes = piped("encode", "-", "-m", model_folder, given=(corpus / "a.wav").read_bytes())
+    wav = piped("decode", "-", "-m", model_folder, given=codes)
+    decoded, rate = soundfile.read(io.BytesIO(wav))
+    assert (rate, len(decoded)) == (RATE, 16_000)
+
+
+def test_info(corpus: Path, model_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("encode", corpus / "a.wav", "-m", model_folder) == 0
+    assert run("info", "snac_24khz", model_folder, corpus / "b.flac", corpus / "a.codes.safetensors") == 0
+    out = capsys.readouterr().out
+    for fact in (
+        "hubertsiuzdak/snac_24khz on the hub, revision d73ad176",
+        "0.98 kbps",
+        "12,665 parameters",
+        "0.363 s, 16000 samples at 44100 Hz",
+        "1.000 s, 16000 samples at 16000 Hz",
+        "500 + 1000 + 2000 in 1 channels",
+    ):
+        assert fact in out
