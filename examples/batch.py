@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import snax
+
 from demo import CLIP, load, read_mono
 
 

@@ -3,8 +3,9 @@
 import numpy as np
 
 import snax
-from demo import CLIP, load, read_mono
 from snax.tokens import ORPHEUS, ORPHEUS_END, ORPHEUS_NUMBERS, ORPHEUS_START, TokenLayout
+
+from demo import CLIP, load, read_mono
 
 
 def main() -> None:

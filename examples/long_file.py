@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import snax
+
 from demo import CLIP, load, read_mono
 
 

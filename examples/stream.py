@@ -8,6 +8,7 @@ import time
 import numpy as np
 
 import snax
+
 from demo import CLIP, load, read_mono
 
 

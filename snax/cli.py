@@ -23,23 +23,12 @@ from tqdm import tqdm
 from . import audio, pretrained
 from .codes_file import CodesFile, fingerprint
 from .config import PUBLISHED_CONFIGS, SNACConfig
+from .inputs import check_clip_codes
 from .model import SNAC
 from .packing import EncodedClip, decode_many, encode_many
 
-AUDIO_SUFFIXES: tuple[str, ...] = (
-    ".wav",
-    ".flac",
-    ".ogg",
-    ".oga",
-    ".opus",
-    ".mp3",
-    ".aiff",
-    ".aif",
-    ".au",
-    ".caf",
-    ".w64",
-)
-AUDIO_SUFFIXES += (".m4a", ".aac", ".mp4", ".webm", ".mka")
+AUDIO_SUFFIXES = [".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".caf", ".w64"]
+AUDIO_SUFFIXES += [".m4a", ".aac", ".mp4", ".webm", ".mka"]
 CODES_SUFFIX, DECODED_SUFFIX = ".codes.safetensors", ".snac.wav"
 
 
@@ -114,8 +103,10 @@ def _decode(arguments: argparse.Namespace) -> int:
             raise ValueError(
                 f"its codes were made by {file.model} ({file.fingerprint[:12]}), not {name} ({ours[:12]})."
             )
-        channels = zip(*file.codes, strict=True)
-        return [EncodedClip(codes, file.samples) for codes in channels]
+        clips = [EncodedClip(codes, file.samples) for codes in zip(*file.codes, strict=True)]
+        for i, clip in enumerate(clips):
+            check_clip_codes(*clip, i, model.config)
+        return clips
 
     return _each(plan, read, lambda clips: decode_many(model, clips), _wav_writer(model))
 
@@ -188,7 +179,8 @@ def _plan(arguments: argparse.Namespace, suffixes: Sequence[str], suffix: str) -
             files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
             for file in files:
                 stem, known = _stem(file, suffixes)
-                if known or file == path:  # what is named is taken, whatever it is called
+                ours = file.name.endswith(DECODED_SUFFIX)  # made by an earlier call
+                if file == path or (known and not ours):  # what is named is taken, whatever it is called
                     folder = (arguments.out or root) / file.parent.relative_to(root)
                     plan.append((file, folder / (stem + suffix)))
     if not plan:
@@ -253,11 +245,18 @@ def _atomic(target: Path) -> Iterator[Path]:
 
 
 def _info(arguments: argparse.Namespace) -> int:
+    failures = 0
     for name in arguments.inputs:
-        print(f"{name}")
-        for what, value in _facts(name):
+        try:
+            facts = _facts(name)
+        except (ValueError, OSError) as error:
+            failures += 1
+            print(f"snax: {name}: {error}", file=sys.stderr)
+            continue
+        print(name)
+        for what, value in facts:
             print(f"  {what:<18}{value}")
-    return 0
+    return int(failures > 0)
 
 
 def _facts(name: str) -> list[tuple[str, Any]]:

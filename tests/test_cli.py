@@ -1,5 +1,6 @@
 """The commands on real files: what they write, what they refuse, and that nothing is lost."""
 
+import dataclasses
 import io
 import subprocess
 import sys
@@ -77,6 +78,8 @@ def test_reconstruct(corpus: Path, model_folder: str) -> None:
     assert run("reconstruct", corpus / "below" / "*", "-m", model_folder) == 0
     heard = audio.read(corpus / "below" / "c.mp3", RATE)
     assert soundfile.info(corpus / "below" / "c.snac.wav").frames == heard.shape[1]
+    assert run("reconstruct", corpus / "below", "-m", model_folder, "--force") == 0
+    assert len(list((corpus / "below").iterdir())) == 2, "its own output is no input"
 
 
 def test_a_bad_file_does_not_stop_the_others(
@@ -124,6 +127,17 @@ def test_codes_of_another_model(
     assert not (corpus / "a.snac.wav").exists()
 
 
+def test_codes_that_are_none(
+    corpus: Path, tmp_path: Path, model_folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("encode", corpus, "-m", model_folder) == 0
+    file = CodesFile.read(corpus / "a.codes.safetensors")
+    dataclasses.replace(file, codes=[level + 64 for level in file.codes]).write(corpus / "a.codes.safetensors")
+    assert run("decode", corpus, "-m", model_folder) == 1
+    assert "codes[0] must be between 0 and `codebook_size` - 1 (=63)" in capsys.readouterr().err
+    assert len(list(corpus.rglob("*.snac.wav"))) == 2
+
+
 def test_a_write_that_fails_leaves_nothing(
     corpus: Path, model_folder: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -150,8 +164,10 @@ def test_pipes(corpus: Path, model_folder: str) -> None:
 
 def test_info(corpus: Path, model_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("encode", corpus / "a.wav", "-m", model_folder) == 0
-    assert run("info", "snac_24khz", model_folder, corpus / "b.flac", corpus / "a.codes.safetensors") == 0
-    out = capsys.readouterr().out
+    inputs = ["snac_24khz", model_folder, corpus / "b.flac", corpus / "a.codes.safetensors", corpus / "notes.txt"]
+    assert run("info", *inputs) == 1
+    out, err = capsys.readouterr()
+    assert f"snax: {corpus / 'notes.txt'}: no audio that" in err
     for fact in (
         "hubertsiuzdak/snac_24khz on the hub, revision d73ad176",
         "0.98 kbps",
