@@ -16,6 +16,9 @@ import soundfile
 import soxr
 from jaxtyping import Float
 
+# What files of audio are called, where a folder has others too.
+_OF_LIBSNDFILE = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".caf", ".w64")
+SUFFIXES = (*_OF_LIBSNDFILE, ".m4a", ".aac", ".mp4", ".webm", ".mka")
 # A day is more than any recording; two hours of silence are half a megabyte of FLAC, and a year would be too.
 MAX_SECONDS = 24 * 3600.0
 # Below and above there is no audio, but files that make a resampler take all memory.
@@ -80,7 +83,7 @@ def _decoded(file: BinaryIO) -> tuple[int, int, Iterator[np.ndarray]]:
         sound = soundfile.SoundFile(file)
     except soundfile.LibsndfileError as error:
         file.seek(0)
-        return _decoded_by_ffmpeg(file, str(error))
+        return _decoded_by_ffmpeg(file, error.error_string)
     return sound.samplerate, sound.channels, _blocks(sound, file)
 
 

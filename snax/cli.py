@@ -1,4 +1,4 @@
-"""One command per use: `snax encode`, `decode`, `reconstruct` and `info`, for files, folders and patterns."""
+"""One command per use: `snax encode`, `decode`, `reconstruct` and `info` for files, `snax extract` for a corpus."""
 
 import argparse
 import contextlib
@@ -7,7 +7,6 @@ import glob
 import io
 import itertools
 import os
-import secrets
 import sys
 import tempfile
 from collections import Counter, deque
@@ -21,14 +20,14 @@ import soundfile
 from tqdm import tqdm
 
 from . import audio, pretrained
+from .atomic import replacing
 from .codes_file import CodesFile, fingerprint
 from .config import PUBLISHED_CONFIGS, SNACConfig
+from .extract import command as extract
 from .inputs import check_clip_codes
 from .model import SNAC
 from .packing import EncodedClip, decode_many, encode_many
 
-AUDIO_SUFFIXES = [".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".caf", ".w64"]
-AUDIO_SUFFIXES += [".m4a", ".aac", ".mp4", ".webm", ".mka"]
 CODES_SUFFIX, DECODED_SUFFIX = ".codes.safetensors", ".snac.wav"
 
 
@@ -67,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     command("decode", _decode, f"Codes to audio: a{CODES_SUFFIX} to a{DECODED_SUFFIX}.", None)
     command("reconstruct", _reconstruct, f"Audio to codes and back: a.wav to a{DECODED_SUFFIX}.", "snac_24khz")
     command("info", _info, "What is known about models, audio files and files of codes.", None)
+    extract.add(commands)
     return parser
 
 
@@ -76,7 +76,7 @@ PIPE = Path("-")
 
 
 def _encode(arguments: argparse.Namespace) -> int:
-    plan = _plan(arguments, AUDIO_SUFFIXES, CODES_SUFFIX)
+    plan = _plan(arguments, audio.SUFFIXES, CODES_SUFFIX)
     model = pretrained.load(arguments.model)
     made_by = fingerprint(model)
 
@@ -112,7 +112,7 @@ def _decode(arguments: argparse.Namespace) -> int:
 
 
 def _reconstruct(arguments: argparse.Namespace) -> int:
-    plan = _plan(arguments, AUDIO_SUFFIXES, DECODED_SUFFIX)
+    plan = _plan(arguments, audio.SUFFIXES, DECODED_SUFFIX)
     model = pretrained.load(arguments.model)
 
     def round_trip(clips: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
@@ -159,8 +159,8 @@ def _each(
         results = run(clips())
         for first in results:
             source, target, count = waiting.popleft()
-            with _atomic(target) as temporary:
-                write(temporary, [first, *itertools.islice(results, count - 1)])
+            with _output(target) as path:
+                write(path, [first, *itertools.islice(results, count - 1)])
             bar.update()
             bar.write(f"{source} -> {target}", file=sys.stderr)
     return int(failures > 0)
@@ -226,22 +226,18 @@ def _whole(source: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _atomic(target: Path) -> Iterator[Path]:
-    """A temporary file beside `target` that takes its place once it is whole; for a pipe, is written into it."""
-    folder = Path(tempfile.gettempdir()) if target == PIPE else target.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".snax-{secrets.token_hex(8)}.tmp"
-    try:
-        yield temporary
-        if target == PIPE:
-            sys.stdout.buffer.write(temporary.read_bytes())
-            sys.stdout.buffer.flush()
-        else:
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _output(target: Path) -> Iterator[Path]:
+    """A file to write that then takes the place of `target`, or goes to standard output."""
+    if target != PIPE:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(target) as temporary:
+            yield temporary
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "output")
+        yield path
+        sys.stdout.buffer.write(path.read_bytes())
+        sys.stdout.buffer.flush()
 
 
 def _info(arguments: argparse.Namespace) -> int:

@@ -100,6 +100,13 @@ def decode_many(
     return (audio[:samples] for (audio,), samples in _through_rows(run, checked, widths, np.int32, layout))
 
 
+def computed_units(config: SNACConfig, units: Sequence[int], mesh: Mesh | None = None) -> int:
+    """How many pad multiples `encode_many` computes, contexts and gaps included, for clips of so many `units` each."""
+    layout = _Layout.of(config, None, None, mesh)
+    tape = sum(units) + layout.gap * max(0, len(units) - 1)
+    return math.ceil(tape / layout.units) * layout.rows * layout.length
+
+
 def _as_encoded(clip: EncodedClip | Sequence[np.ndarray | Array]) -> EncodedClip:
     return clip if isinstance(clip, EncodedClip) else EncodedClip(clip)
 

@@ -1,0 +1,58 @@
+"""Several hosts as one job, through JAX's own runtime; and the signal that a host is about to be taken away."""
+
+import os
+import signal
+import sys
+import threading
+
+import jax
+from orbax.checkpoint import multihost
+
+# The exit code for "stopped half-way, nothing lost: run me again" (EX_TEMPFAIL of sysexits.h).
+RUN_AGAIN = 75
+# A host with little to do waits for one with much; one that dies is noticed by its missing heartbeats.
+_PATIENCE_MS = 7 * 24 * 3600 * 1000
+
+
+def exit_on_sigterm() -> None:
+    """From now on SIGTERM ends this process at once with `RUN_AGAIN`, wherever it is, be it compiling.
+
+    A thread waits for the signal, since Python's handlers must wait for the main thread. Must be called before there
+    are other threads, which inherit that they are not to be interrupted by it.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait() -> None:
+        signal.sigwait({signal.SIGTERM})
+        print("snax: stopped by SIGTERM; the same command again goes on from here.", file=sys.stderr, flush=True)
+        leave(RUN_AGAIN)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def leave(code: int) -> None:
+    """Ends this process without waiting for the others, as JAX's own exit would: they notice and end too."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Joins the other processes of the job: those named, or those that JAX finds (TPU pods, Slurm, Open MPI), or none.
+
+    Must be called before anything else of JAX is.
+    """
+    # Its service takes SIGTERM for itself.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(coordinator, num_processes, process_id)
+    except ValueError as error:
+        # What JAX says when it finds no cluster: then this process is the whole job.
+        if coordinator is not None or "coordinator_address should be defined" not in str(error):
+            raise
+
+
+def wait_for_all(place: str) -> None:
+    """Returns when every process of the job has come to this place."""
+    if jax.process_count() > 1:
+        multihost.get_barrier_sync_fn()(key=f"snax extract: {place}", timeout_ms=_PATIENCE_MS)

@@ -1,0 +1,206 @@
+"""What a corpus is made of, and which clips form which shard: a plan that depends on the inputs alone.
+
+Inputs are local paths or URLs of fsspec (gs://, s3://).
+"""
+
+import csv
+import hashlib
+import io
+import itertools
+import json
+import posixpath
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from .. import audio
+
+# Manifests and tables say in the first of these columns that they have where a clip is, and what it is called.
+PATH_COLUMNS = ("path", "audio_filepath", "audio_path", "file", "url")
+ID_COLUMNS = ("id", "key", "utt_id")
+TABLE, TAR = ".parquet", ".tar"
+
+
+class Piece(NamedTuple):
+    """Clips that lie together: a file, some rows of a table with audio in it, or all of a tar.
+
+    A tar's clips are not known before it is read, and it can only be read from its beginning: it is a shard.
+    """
+
+    kind: str  # "file", "rows" or "tar"
+    file: str
+    id: str  # of the clip; of what its clips' ids begin with, where these have none of their own
+    first: int = 0  # row
+    end: int = 0
+    bytes: int = -1  # how large the file was when the plan was made, where that costs nothing to know
+
+
+class CorpusError(ValueError):
+    """Inputs that make no corpus: what is wrong, and where."""
+
+
+def plan(inputs: Iterable[str], clips_per_shard: int) -> list[list[Piece]]:
+    """The pieces of each shard.
+
+    Args:
+        inputs: audio files; folders and patterns, of which audio, tars and tables are taken; manifests (.jsonl, .csv,
+            or .parquet with paths; relative ones begin at the manifest's folder); tables with the audio's bytes
+            (.parquet, as Hugging Face's datasets have them); WebDataset tars (.tar).
+        clips_per_shard: at most; a tar is always one shard.
+
+    Raises:
+        CorpusError: if an input has no clips, can't be understood, or two clips have one id.
+        OSError: for what can't be read.
+    """
+    pieces = [piece for argument in inputs for piece in _pieces(argument)]
+    ids: dict[str, str] = {}
+    for piece in pieces:
+        if piece.kind == "file":
+            if piece.id in ids:
+                raise CorpusError(f"two clips would be called {piece.id}: {ids[piece.id]} and {piece.file}.")
+            ids[piece.id] = piece.file
+    shards: list[list[Piece]] = []
+    for kind, same in itertools.groupby(pieces, lambda piece: piece.kind):
+        if kind == "tar":
+            shards += [[piece] for piece in same]
+        elif kind == "file":
+            files = list(same)
+            shards += [files[i : i + clips_per_shard] for i in range(0, len(files), clips_per_shard)]
+        else:
+            shards += [
+                [piece._replace(first=i, end=min(i + clips_per_shard, piece.end))]
+                for piece in same
+                for i in range(0, piece.end, clips_per_shard)
+            ]
+    return shards
+
+
+def planned_clips(piece: Piece) -> int:
+    """How many clips a piece has, if it is no tar."""
+    return 1 if piece.kind == "file" else piece.end - piece.first
+
+
+def digest(shards: Sequence[Sequence[Piece]]) -> str:
+    """A hash of the plan."""
+    return hashlib.sha256(json.dumps(shards).encode()).hexdigest()
+
+
+def to_parquet(shards: Sequence[Sequence[Piece]]) -> bytes:
+    """The plan as a table, one row a piece."""
+    rows = [{"shard": i} | piece._asdict() for i, pieces in enumerate(shards) for piece in pieces]
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), sink, compression="zstd", write_page_checksum=True)
+    return sink.getvalue()
+
+
+def from_parquet(content: bytes) -> list[list[Piece]]:
+    """`to_parquet`'s inverse."""
+    rows = pq.read_table(io.BytesIO(content), page_checksum_verification=True).to_pylist()
+    by_shard = itertools.groupby(rows, lambda row: row.pop("shard"))
+    return [[Piece(**row) for row in group] for _, group in by_shard]
+
+
+def _pieces(argument: str) -> list[Piece]:
+    files = list(_files(argument))
+    pieces = [piece for file, name, size in files for piece in _pieces_of_file(file, name, size)]
+    if not pieces:
+        raise CorpusError(f"no clips in {argument}: {len(files)} files were looked at.")
+    return pieces
+
+
+def _files(argument: str) -> Iterator[tuple[str, str, int]]:
+    """Each file's path or URL, its path from what the argument names, and its size; sorted."""
+    system, path = fsspec.url_to_fs(argument)
+    suffixes = (*audio.SUFFIXES, TABLE, TAR)
+    if system.isdir(path):
+        found = {
+            name: facts for name, facts in system.find(path, detail=True).items() if name.lower().endswith(suffixes)
+        }
+        root = path
+    elif system.exists(path):
+        found, root = {path: system.info(path)}, posixpath.dirname(path)
+    else:
+        found = {name: facts for name, facts in system.glob(path, detail=True).items() if facts["type"] == "file"}
+        root = posixpath.dirname(path[: min(path.find(character) for character in "*?[" if character in path)])
+    for name in sorted(found):
+        url = name if isinstance(system, LocalFileSystem) else system.unstrip_protocol(name)
+        yield url, posixpath.relpath(name, root), found[name]["size"]
+
+
+def _pieces_of_file(file: str, name: str, size: int) -> Iterator[Piece]:
+    suffix = posixpath.splitext(name)[1].lower()
+    if suffix == TAR:
+        yield Piece("tar", file, name.removesuffix(TAR), bytes=size)
+    elif suffix == TABLE:
+        with fsspec.open(file, "rb") as opened:
+            try:
+                table = pq.ParquetFile(opened)
+                columns = table_columns(table.schema_arrow)
+                if columns.audio is not None:
+                    yield Piece("rows", file, name.removesuffix(TABLE), end=table.metadata.num_rows, bytes=size)
+                    return
+                rows = table.read([column for column in (columns.path, columns.id) if column]).to_pylist()
+            except pa.ArrowException as error:
+                raise CorpusError(f"{file} can't be read as Parquet: {error}") from None
+        yield from _listed(file, rows)
+    elif suffix in (".jsonl", ".csv"):
+        with fsspec.open(file, "rt", encoding="utf-8", newline="") as opened:
+            try:
+                lines = csv.DictReader(opened, strict=True) if suffix == ".csv" else map(json.loads, opened)
+                yield from _listed(file, lines)
+            except (csv.Error, json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise CorpusError(f"{file} can't be read as {suffix[1:]}: {error}") from None
+    else:
+        yield Piece("file", file, name, bytes=size)
+
+
+def _listed(manifest: str, rows: Iterable[Any]) -> Iterator[Piece]:
+    """The clips that a manifest lists."""
+    folder = posixpath.dirname(manifest)
+    for number, row in enumerate(rows, start=1):
+        where = f"{manifest}, clip {number}"
+        if not isinstance(row, dict):
+            raise CorpusError(f"{where}: is {row!r:.100}, not an object with a path in it.")
+        path = _first(row, PATH_COLUMNS)
+        if not path or not isinstance(path, str):
+            raise CorpusError(f"{where}: has no path; it would be in one of {', '.join(PATH_COLUMNS)}.")
+        file = path if "://" in path else posixpath.join(folder, path)
+        yield Piece("file", file, str(_first(row, ID_COLUMNS) or path))
+
+
+def _first(row: dict[str, Any], columns: Sequence[str]) -> Any:
+    return next((row[column] for column in columns if column in row), None)
+
+
+class TableColumns(NamedTuple):
+    """The columns of a table that say what a clip is; of `audio`, where its bytes and its path are in each value."""
+
+    audio: str | None
+    path: str | None
+    id: str | None
+
+
+def table_columns(schema: pa.Schema) -> TableColumns:
+    """The columns of a table: `audio` has bytes, or is a struct of bytes and path, as Hugging Face's datasets write it.
+
+    Raises:
+        CorpusError: if there is neither audio nor a path.
+    """
+    with_audio = [
+        field.name
+        for field in schema
+        if pa.types.is_binary(field.type)
+        or pa.types.is_large_binary(field.type)
+        or (pa.types.is_struct(field.type) and {"bytes", "path"} <= {inner.name for inner in field.type})
+    ]
+    path, key = (next((c for c in some if c in schema.names), None) for some in (PATH_COLUMNS, ID_COLUMNS))
+    if len(with_audio) > 1 or not (with_audio or path):
+        raise CorpusError(
+            f"a table must have one column with audio, or one of {', '.join(PATH_COLUMNS)} with paths; "
+            f"this one has {', '.join(f'{field.name} ({field.type})' for field in schema)}."
+        )
+    return TableColumns(with_audio[0] if with_audio else None, path, key)

@@ -1,0 +1,129 @@
+"""From the pieces of a plan to the clips in them. What can't be read is not left out: it comes with the reason."""
+
+import posixpath
+import tarfile
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .. import audio
+from .corpus import CorpusError, Piece, table_columns
+
+# Of one clip inside a tar, whose header may promise anything.
+MAX_BYTES = 4 * 2**30
+
+
+class Clip(NamedTuple):
+    """What a clip is called and where it is: in a file, and where the file has several, which of them."""
+
+    id: str
+    source: str
+    member: str | None = None
+
+
+class Unreadable(NamedTuple):
+    """Why a clip can't be had."""
+
+    reason: str
+
+
+# A clip's bytes, or the path or URL where they are.
+Content = bytes | str | Unreadable
+
+
+def clips(piece: Piece) -> Iterator[tuple[Clip, Content]]:
+    """The clips of a piece, each with its bytes, or where they are.
+
+    Raises:
+        OSError: for what can't be read at all; what is there but damaged is `Unreadable`.
+    """
+    if piece.kind == "file":
+        yield Clip(piece.id, piece.file), piece.file
+        return
+    try:
+        with fsspec.open(piece.file, "rb") as file:
+            yield from _in_table(file, piece) if piece.kind == "rows" else _in_tar(file, piece)
+    except FileNotFoundError:
+        yield Clip(piece.id, piece.file), Unreadable("is not there any more.")
+
+
+def _in_table(file: BinaryIO, piece: Piece) -> Iterator[tuple[Clip, Content]]:
+    row = piece.first
+    folder = posixpath.dirname(piece.file)
+    try:
+        table = pq.ParquetFile(file, page_checksum_verification=True)
+        columns = table_columns(table.schema_arrow)
+        for batch in _rows(table, piece, [column for column in columns if column]):
+            for values in batch.to_pylist():
+                key = values.get(columns.id)
+                clip = Clip(f"{piece.id}/{row}" if key is None else str(key), piece.file, str(row))
+                yield clip, _content(values[columns.audio], values.get(columns.path), folder)
+                row += 1
+        reason = "the table has fewer rows than it had when the plan was made."
+    except (pa.ArrowException, CorpusError) as error:
+        reason = f"its table is damaged: {error}"
+    except OSError as error:
+        if error.errno:  # the operating system's; Arrow raises its own about damage as OSError too, without a number
+            raise
+        reason = f"its table is damaged: {error}"
+    for missing in range(row, piece.end):
+        yield Clip(f"{piece.id}/{missing}", piece.file, str(missing)), Unreadable(reason)
+
+
+def _rows(table: pq.ParquetFile, piece: Piece, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """The rows of a piece, a few at a time: a row of ten minutes of audio is a hundred megabytes."""
+    begin = 0
+    for group in range(table.num_row_groups):
+        end = begin + table.metadata.row_group(group).num_rows
+        if begin < piece.end and end > piece.first:
+            at = begin
+            for batch in table.iter_batches(batch_size=16, row_groups=[group], columns=columns):
+                skip = min(max(0, piece.first - at), len(batch))
+                yield batch.slice(skip, max(0, min(len(batch), piece.end - at) - skip))
+                at += len(batch)
+        begin = end
+
+
+def _content(value: object, path: str | None, folder: str) -> Content:
+    """A clip's bytes, or where they are if the table only says that."""
+    if isinstance(value, dict):
+        path = value["path"] or path
+        value = value["bytes"]
+    if isinstance(value, bytes):
+        return value
+    if path:
+        return path if "://" in path else posixpath.join(folder, path)
+    return Unreadable("its row has neither bytes nor a path.")
+
+
+def _in_tar(file: BinaryIO, piece: Piece) -> Iterator[tuple[Clip, Content]]:
+    """The audio in a tar. Its members are streamed, never extracted: what they are called says nothing of our disk."""
+    damage = None
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # it would grow with the tar
+                if not member.name.lower().endswith(audio.SUFFIXES) or member.isdir():
+                    continue
+                # WebDataset: what stands before the first dot of the name is the sample's key.
+                folder, name = posixpath.split(member.name)
+                clip = Clip(posixpath.join(folder, name.partition(".")[0]), piece.file, member.name)
+                if not member.isreg() or member.issparse():
+                    yield clip, Unreadable("is a link or something else that is no regular file.")
+                elif member.size > MAX_BYTES:
+                    yield clip, Unreadable(f"is {member.size} bytes large, more than {MAX_BYTES}.")
+                else:
+                    content = tar.extractfile(member)
+                    yield clip, content.read() if content else Unreadable("is empty.")
+            # A header that is damaged ends the iteration like the end of the tar, which is blocks of zeros.
+            file.seek(tar.offset)
+            rest = file.read(2 * tarfile.BLOCKSIZE)
+            if len(rest) < tarfile.BLOCKSIZE or any(rest):
+                damage = f"after byte {tar.offset} there is neither another file nor the tar's end."
+    except tarfile.TarError as error:
+        damage = str(error)
+    if damage is not None:
+        yield Clip(piece.id, piece.file), Unreadable(f"the tar is damaged, and what comes after is lost: {damage}")
