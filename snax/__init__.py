@@ -10,3 +10,4 @@ from .packing import encode_many as encode_many
 from .pretrained import load as load
 from .streaming import StreamDecoder as StreamDecoder
 from .streaming import StreamEncoder as StreamEncoder
+from .token_source import open_tokens as open_tokens

@@ -4,6 +4,7 @@ Freshly initialised, SNAC is no test: its latents barely move and each level use
 """
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -119,6 +120,15 @@ def assert_same(reference: snac.SNAC, model: snax.SNAC, audio: np.ndarray) -> No
     np.testing.assert_allclose(ours, decoded, rtol=0, atol=AUDIO_BOUND)
 
 
+def assert_same_codes(reference: snac.SNAC, clip: np.ndarray, ours: list[np.ndarray]) -> None:
+    """`ours`, for each level (frames,), are the reference's codes of a clip (samples,) of whole pad multiples."""
+    audio = torch.from_numpy(clip)[None, None]
+    with torch.inference_mode():
+        exact = in_float64(reference)
+        latents = exact.encoder(exact.preprocess(audio.double()))
+        _assert_same_tokens(exact, latents, [level[None] for level in ours], reference.encode(audio))
+
+
 def in_float64(reference: snac.SNAC) -> snac.SNAC:
     """The reference without its own rounding."""
     return copy.deepcopy(reference).double()
@@ -140,7 +150,7 @@ def _assert_close(ours: jax.Array, expected: torch.Tensor) -> None:
 
 
 def _assert_same_tokens(
-    exact: snac.SNAC, latents: torch.Tensor, ours: tuple[jax.Array, ...], theirs: list[torch.Tensor]
+    exact: snac.SNAC, latents: torch.Tensor, ours: Sequence[jax.Array | np.ndarray], theirs: list[torch.Tensor]
 ) -> None:
     """Every token is the reference's. Where one is not, the two are a tie in float64; it is printed.
 

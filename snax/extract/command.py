@@ -10,9 +10,7 @@ import jax
 
 from .. import audio, pretrained
 
-_INPUTS = (
-    "audio files, folders, patterns, manifests (.jsonl, .csv, .parquet), tables with audio (.parquet), tars; URLs"
-)
+_INPUTS = "audio files, folders, patterns, manifests (.jsonl, .csv, .parquet), tables with audio (.parquet), tars; URLs"
 _LAYOUTS = "a column of a language model's tokens: Orpheus' ids, or ids from 0 that slots share or have to themselves"
 _BAD = "fraction of clips that can't be read at which to stop, if there are more than ten (default: 0.1)"
 

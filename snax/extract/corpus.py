@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import posixpath
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -125,7 +126,7 @@ def _files(argument: str) -> Iterator[tuple[str, str, int]]:
         found, root = {path: system.info(path)}, posixpath.dirname(path)
     else:
         found = {name: facts for name, facts in system.glob(path, detail=True).items() if facts["type"] == "file"}
-        root = posixpath.dirname(path[: min(path.find(character) for character in "*?[" if character in path)])
+        root = posixpath.dirname(re.split(r"[*?\[]", path)[0])
     for name in sorted(found):
         url = name if isinstance(system, LocalFileSystem) else system.unstrip_protocol(name)
         yield url, posixpath.relpath(name, root), found[name]["size"]

@@ -1,0 +1,120 @@
+"""The shards that `snax extract` wrote, row by row: a data source for Grain, or a dataset for torch."""
+
+import bisect
+import functools
+import itertools
+import json
+import os
+import posixpath
+from typing import Any
+
+# Groups of rows that are kept: of 256 rows of ten seconds some 0.4 MB each at 24 kHz.
+GROUPS_KEPT = 64
+
+
+def open_tokens(path: str | os.PathLike[str]) -> "TokenSource":
+    """The rows of all shards in a folder or at a URL, in their order, for random access.
+
+    Each is a dict: `id`; `channel`; `codes`, a uint16 array (frames / stride,) for each level, coarse to fine;
+    `tokens`, an int32 array, if the extraction was asked for them; `num_samples` and `sample_rate` of the audio that
+    they stand for; `source` and `member`, where that came from.
+
+    Raises:
+        ValueError: if there is no finished extraction, or it is damaged. Damage inside of a shard raises when it is
+            read: every page has a checksum.
+        ImportError: without `snax-codec[extract]`.
+    """
+    return TokenSource(os.fspath(path))
+
+
+class TokenSource:
+    """What `open_tokens` gives: `len(source)`, `source[i]`. May be pickled, and read by several threads at once."""
+
+    def __init__(self, url: str):
+        try:
+            import pyarrow  # noqa: F401  # missing, it should be missed here and not at the first row
+            from fsspec.core import url_to_fs
+        except ImportError as error:
+            raise ImportError(f"{error.name} is missing: pip install 'snax-codec[extract]'.") from error
+        self.url = url
+        self._system, self._root = url_to_fs(url)
+        try:
+            finished = json.loads(self._system.cat_file(posixpath.join(self._root, "_SUCCESS")))
+            rows = [int(count) for count in finished["rows_of_shards"]]
+        except FileNotFoundError:
+            raise ValueError(
+                f"{url} has no _SUCCESS: no extraction was finished there. Run `snax extract` again to go on."
+            ) from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{url}/_SUCCESS is damaged: {error}") from None
+        self._ends = list(itertools.accumulate(rows))
+        self._forget()
+
+    def _forget(self) -> None:
+        self._file = functools.lru_cache(GROUPS_KEPT)(self._open)
+        self._group = functools.lru_cache(GROUPS_KEPT)(self._read)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key not in ("_file", "_group")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget()
+
+    def __repr__(self) -> str:
+        return f"TokenSource({self.url!r}, {len(self)} rows in {len(self._ends)} shards)"
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        index %= len(self)
+        shard = bisect.bisect_right(self._ends, index)
+        row = index - (self._ends[shard - 1] if shard else 0)
+        groups = self._file(shard)[1]
+        group = bisect.bisect_right(groups, row)
+        columns = self._group(shard, group)
+        row -= groups[group - 1] if group else 0
+        record = {name: column[row] for name, column in columns.items()}
+        levels = [name for name in record if name.startswith("codes_")]
+        return record | {"codes": tuple(record.pop(level) for level in levels)}
+
+    def _open(self, shard: int) -> tuple[Any, list[int]]:
+        """A shard's metadata, and the row at which each of its groups ends."""
+        metadata = self._parquet(shard).metadata
+        counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        return metadata, list(itertools.accumulate(counts))
+
+    def _read(self, shard: int, group: int) -> dict[str, Any]:
+        """The columns of a group of rows, lists as arrays of each row."""
+        import pyarrow as pa
+
+        try:
+            table = self._parquet(shard, self._file(shard)[0]).read_row_group(group)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{self._name(shard)} is damaged: {error} Run `snax extract` again to mend it.") from error
+        columns: dict[str, Any] = {}
+        for name in table.column_names:
+            column = table[name].combine_chunks()
+            if pa.types.is_list(column.type):
+                ends = column.offsets.to_numpy()
+                values = column.values.to_numpy()
+                columns[name] = [values[begin:end] for begin, end in itertools.pairwise(ends)]
+            else:
+                columns[name] = column.to_pylist()
+        return columns
+
+    def _parquet(self, shard: int, metadata: Any = None) -> Any:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            file = self._system.open(self._name(shard), "rb")
+            return pq.ParquetFile(file, metadata=metadata, page_checksum_verification=True)
+        except (pa.ArrowException, FileNotFoundError) as error:
+            raise ValueError(f"{self._name(shard)} is missing or damaged: {error}") from error
+
+    def _name(self, shard: int) -> str:
+        return posixpath.join(self._root, f"tokens-{shard:05}-of-{len(self._ends):05}.parquet")
