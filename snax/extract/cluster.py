@@ -17,13 +17,17 @@ _PATIENCE_MS = 7 * 24 * 3600 * 1000
 def exit_on_sigterm() -> None:
     """From now on SIGTERM ends this process at once with `RUN_AGAIN`, wherever it is, be it compiling.
 
-    A thread waits for the signal, since Python's handlers must wait for the main thread. Must be called before there
-    are other threads, which inherit that they are not to be interrupted by it.
+    Python's handlers wait until the main thread is back from what it computes; what is written to the wakeup
+    descriptor does not, and a thread reads it.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.signal(signal.SIGTERM, lambda number, frame: None)  # without one nothing is written
+    signal.set_wakeup_fd(write)
 
     def wait() -> None:
-        signal.sigwait({signal.SIGTERM})
+        while os.read(read, 1)[0] != signal.SIGTERM:
+            pass
         print("snax: stopped by SIGTERM; the same command again goes on from here.", file=sys.stderr, flush=True)
         leave(RUN_AGAIN)
 

@@ -1,0 +1,190 @@
+"""`snax extract` as real processes: several of them, killed, stopped, and out of disk. The shards stay the same."""
+
+import hashlib
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import corpora
+import pytest
+import small
+
+import snax
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model and a corpus of 15 shards and more: files, a table and a tar."""
+    folder = tmp_path_factory.mktemp("extract")
+    snax.save(small.model(), folder / "model")
+    clips = corpora.clips(60, seed=1)
+    clips["bad.wav"] = b"bad"
+    corpora.folder(folder / "corpus", clips)
+    corpora.table(folder / "corpus" / "a.parquet", corpora.clips(6, seed=2))
+    corpora.tar(folder / "corpus" / "a.tar", corpora.clips(6, seed=3))
+    return folder
+
+
+def start(folder: Path, out: Path, processes: int = 1, devices: int = 1) -> list[subprocess.Popen[str]]:
+    """The job's processes, each with so many devices."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "snax.cli", "extract", str(folder / "corpus"), "-o", str(out)]
+    command += ["-m", str(folder / "model"), "--shard-clips", "4", "--decoders", "2"]
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    several = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", str(processes), "--process-id"]
+    return [
+        subprocess.Popen(
+            [*command, *([*several, str(i)] if processes > 1 else [])],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        for i in range(processes)
+    ]
+
+
+def finish(running: list[subprocess.Popen[str]]) -> str:
+    """Waits for the job to succeed; what process 0 said."""
+    said = [process.communicate(timeout=300)[1] for process in running]
+    assert [process.returncode for process in running] == [0] * len(running), "\n".join(said)
+    return said[0]
+
+
+def hashes(out: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.glob("tokens-*"))}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder: Path) -> dict[str, str]:
+    said = finish(start(folder, folder / "undisturbed"))
+    assert "73 clips: 72 in 19 shards" in said
+    assert "1 that could not be read" in said
+    return hashes(folder / "undisturbed")
+
+
+@pytest.mark.parametrize(("processes", "devices"), [(1, 4), (2, 3), (3, 1)])
+def test_processes_and_devices_do_not_matter(
+    processes: int, devices: int, folder: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    said = finish(start(folder, tmp_path / "out", processes, devices))
+    assert "73 clips: 72 in 19 shards" in said
+    assert hashes(tmp_path / "out") == undisturbed
+
+
+def committed(out: Path) -> int:
+    return len(list(out.glob("_snax/0*.json")))
+
+
+def of_session(leader: int) -> Iterator[int]:
+    """The processes that one has started, decoders too."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                stat = (entry / "stat").read_text()
+            except OSError:
+                continue
+            state, _, _, session = stat.rpartition(")")[2].split()[:4]
+            if int(session) == leader and state != "Z":
+                yield int(entry.name)
+
+
+def assert_all_gone(running: list[subprocess.Popen[str]]) -> None:
+    """The decoders of processes that are no more end too."""
+    deadline = time.monotonic() + 20
+    while left := [pid for process in running for pid in of_session(process.pid)]:
+        assert time.monotonic() < deadline, f"{left} are left behind"
+        time.sleep(0.1)
+
+
+def kill(running: list[subprocess.Popen[str]]) -> None:
+    for process in running:
+        process.kill()
+    for process in running:
+        process.communicate()
+
+
+def test_kill_at_any_time_with_any_number_of_processes(
+    folder: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    chance = random.Random(0)
+    out, done = tmp_path / "out", []
+    for processes, more in ((1, 0), (3, 2), (2, 1), (1, 2), (2, 1)):
+        running = start(folder, out, processes)
+        enough = committed(out) + more  # starting takes most of the time
+        while committed(out) < enough:
+            assert all(process.poll() is None for process in running), "they were to be killed first"
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.2 if more else 2))
+        kill(running)
+        assert_all_gone(running)
+        done.append(committed(out))
+    assert 0 < done[-1] < 19, f"killed too late or too early to show anything: {done}"
+    assert not (out / "_SUCCESS").exists()
+    finish(start(folder, out, 2))
+    assert hashes(out) == undisturbed
+    assert not list(out.rglob(".snax-*"))
+
+
+def test_one_of_two_processes_is_killed(folder: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first, second = running = start(folder, out, 2)
+    while committed(out) < 4:
+        time.sleep(0.01)
+    first.kill()  # the one that the others hear from
+    assert second.wait(timeout=60) != 0, "a part of the job is not the job"
+    kill(running)
+    assert_all_gone(running)
+    assert 4 <= committed(out) < 19
+    finish(start(folder, out, 2))
+    assert hashes(out) == undisturbed
+
+
+@pytest.mark.parametrize("shards", [0, 3])
+def test_sigterm(shards: int, folder: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (process,) = running = start(folder, out)
+    while committed(out) < shards:
+        time.sleep(0.01)
+    if not shards:
+        time.sleep(2)  # somewhere while it loads and compiles
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=5)
+    assert process.returncode == 75
+    assert "stopped by SIGTERM; the same command again goes on from here" in said
+    assert_all_gone(running)
+    finish(start(folder, out))
+    assert hashes(out) == undisturbed
+
+
+def test_a_full_disk(folder: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
+    """A real one, of 60 kB, that is then made larger."""
+    python = (
+        f"{sys.executable} -m snax.cli extract {folder / 'corpus'} -o out/put -m {folder / 'model'} --shard-clips 4"
+    )
+    script = f"""
+        mkdir out copy && mount -t tmpfs -o size=60k none out || exit 99
+        {python}; echo exit code $?
+        mount -o remount,size=10m out
+        {python}; echo exit code $?
+        cp out/put/tokens-* copy
+    """
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", script]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    if ran.returncode == 99 or "unshare failed" in ran.stderr:
+        pytest.skip(f"no file system can be mounted here: {ran.stderr}")
+    assert ran.stdout.split("\n")[:2] == ["exit code 2", "exit code 0"], ran.stderr
+    assert "No space left on device" in ran.stderr
+    assert hashes(tmp_path / "copy") == undisturbed
