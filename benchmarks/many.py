@@ -10,7 +10,6 @@ import json
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from flax import nnx
 
 import snax
 from snax.config import PUBLISHED_CONFIGS
-from snax.packing import _batches, _Layout
+from snax.packing import computed_units
 from tests.audio import DATA, clip
 
 ROWS_OF_A_BATCH = 32  # clips that a padded batch has
@@ -55,10 +54,8 @@ def efficiency() -> None:
     """Frames of clips over frames computed, in packed rows and in batches padded to the longest."""
     seconds = read_speech_lengths(10_000)
     for name, config in PUBLISHED_CONFIGS.items():
-        layout = _Layout.of(config, None, None, None)
         units = np.ceil(seconds * config.sampling_rate / config.pad_multiple).astype(int)
-        clips = (([np.zeros(count, np.int8)], None) for count in units)
-        computed = sum(batch[0].size for batch in _batches(clips, [1], np.int8, layout, deque()))
+        computed = computed_units(config, units.tolist())
         padded = sum(len(batch) * batch.max() for batch in np.array_split(units, len(units) // ROWS_OF_A_BATCH))
         print(f"{name}: {units.sum() / computed:.1%} of the frames computed in packed rows are clips', ", end="")
         print(f"{units.sum() / padded:.1%} in batches of {ROWS_OF_A_BATCH} padded to the longest")

@@ -2,14 +2,18 @@
 
 import bisect
 import functools
+import hashlib
+import io
 import itertools
 import json
+import operator
 import os
 import posixpath
-from typing import Any
+from typing import Any, SupportsIndex
 
-# Groups of rows that are kept: of 256 rows of ten seconds some 0.4 MB each at 24 kHz.
-GROUPS_KEPT = 64
+# Groups of rows that are kept, 0.4 MB for 256 rows of ten seconds at 24 kHz; and what is known of files, 20 kB each.
+GROUPS_KEPT, FILES_KEPT = 64, 4096
+MEND = "`snax extract`, run again, makes it anew."
 
 
 def open_tokens(path: str | os.PathLike[str]) -> "TokenSource":
@@ -20,8 +24,8 @@ def open_tokens(path: str | os.PathLike[str]) -> "TokenSource":
     they stand for; `source` and `member`, where that came from.
 
     Raises:
-        ValueError: if there is no finished extraction, or it is damaged. Damage inside of a shard raises when it is
-            read: every page has a checksum.
+        ValueError: if there is no finished extraction, or it is damaged. Damage to a shard raises when it is read: its
+            hash is checked the first time, and the checksum of each page every time.
         ImportError: without `snax-codec[extract]`.
     """
     return TokenSource(os.fspath(path))
@@ -40,22 +44,23 @@ class TokenSource:
         self._system, self._root = url_to_fs(url)
         try:
             finished = json.loads(self._system.cat_file(posixpath.join(self._root, "_SUCCESS")))
-            rows = [int(count) for count in finished["rows_of_shards"]]
+            self._hashes = [str(shard["sha256"]) for shard in finished["shards"]]
+            self._ends = list(itertools.accumulate(int(shard["rows"]) for shard in finished["shards"]))
         except FileNotFoundError:
             raise ValueError(
                 f"{url} has no _SUCCESS: no extraction was finished there. Run `snax extract` again to go on."
             ) from None
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{url}/_SUCCESS is damaged: {error}") from None
-        self._ends = list(itertools.accumulate(rows))
         self._forget()
 
     def _forget(self) -> None:
-        self._file = functools.lru_cache(GROUPS_KEPT)(self._open)
+        self._verified: set[int] = set()
+        self._file = functools.lru_cache(FILES_KEPT)(self._open)
         self._group = functools.lru_cache(GROUPS_KEPT)(self._read)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key not in ("_file", "_group")}
+        return {key: value for key, value in vars(self).items() if key not in ("_file", "_group", "_verified")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -67,7 +72,8 @@ class TokenSource:
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        index = operator.index(index)
         if not -len(self) <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         index %= len(self)
@@ -83,38 +89,44 @@ class TokenSource:
 
     def _open(self, shard: int) -> tuple[Any, list[int]]:
         """A shard's metadata, and the row at which each of its groups ends."""
-        metadata = self._parquet(shard).metadata
+        import pyarrow.parquet as pq
+
+        name = self._name(shard)
+        try:
+            if shard in self._verified:
+                with self._system.open(name, "rb") as file:
+                    metadata = pq.read_metadata(file)
+            else:
+                content = self._system.cat_file(name)
+                if hashlib.sha256(content).hexdigest() != self._hashes[shard]:
+                    raise ValueError(f"{name} is damaged. {MEND}")
+                metadata = pq.read_metadata(io.BytesIO(content))
+                self._verified.add(shard)
+        except FileNotFoundError:
+            raise ValueError(f"{name} is missing. {MEND}") from None
         counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         return metadata, list(itertools.accumulate(counts))
 
     def _read(self, shard: int, group: int) -> dict[str, Any]:
         """The columns of a group of rows, lists as arrays of each row."""
         import pyarrow as pa
+        import pyarrow.parquet as pq
 
         try:
-            table = self._parquet(shard, self._file(shard)[0]).read_row_group(group)
+            with self._system.open(self._name(shard), "rb") as file:
+                metadata = self._file(shard)[0]
+                table = pq.ParquetFile(file, metadata=metadata, page_checksum_verification=True).read_row_group(group)
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{self._name(shard)} is damaged: {error} Run `snax extract` again to mend it.") from error
+            raise ValueError(f"{self._name(shard)} can't be read: {error} {MEND}") from error
         columns: dict[str, Any] = {}
         for name in table.column_names:
             column = table[name].combine_chunks()
             if pa.types.is_list(column.type):
-                ends = column.offsets.to_numpy()
-                values = column.values.to_numpy()
+                ends, values = column.offsets.to_numpy(), column.values.to_numpy()
                 columns[name] = [values[begin:end] for begin, end in itertools.pairwise(ends)]
             else:
                 columns[name] = column.to_pylist()
         return columns
-
-    def _parquet(self, shard: int, metadata: Any = None) -> Any:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            file = self._system.open(self._name(shard), "rb")
-            return pq.ParquetFile(file, metadata=metadata, page_checksum_verification=True)
-        except (pa.ArrowException, FileNotFoundError) as error:
-            raise ValueError(f"{self._name(shard)} is missing or damaged: {error}") from error
 
     def _name(self, shard: int) -> str:
         return posixpath.join(self._root, f"tokens-{shard:05}-of-{len(self._ends):05}.parquet")

@@ -1,5 +1,6 @@
 """Clips of any length in rows of any shape: the reference's tokens and audio for each clip alone."""
 
+from collections import deque
 from collections.abc import Iterator
 
 import jax
@@ -213,3 +214,13 @@ def test_a_rate_of_one_cannot_be_cut() -> None:
     model = pair("rate of one")[1]
     with pytest.raises(ValueError, match="has a rate of 1, whose convolution adds a frame"):
         list(snax.encode_many(model, [CLIP]))
+
+
+def test_computed_units() -> None:
+    """Counted without computing anything, as many as are computed."""
+    config = small.CONFIG
+    layout = _Layout.of(config, None, None, None)
+    for counts in ([], [1], [layout.units], [layout.units - layout.gap, 1], [layout.units, 1], [3, 5000, 7] * 9):
+        clips = (([np.zeros(count, np.int8)], None) for count in counts)
+        batches = packing._batches(clips, [1], np.int8, layout, deque())
+        assert packing.computed_units(config, counts) == sum(batch[0].size for batch in batches)

@@ -48,9 +48,9 @@ def plan(inputs: Iterable[str], clips_per_shard: int) -> list[list[Piece]]:
     """The pieces of each shard.
 
     Args:
-        inputs: audio files; folders and patterns, of which audio, tars and tables are taken; manifests (.jsonl, .csv,
-            or .parquet with paths; relative ones begin at the manifest's folder); tables with the audio's bytes
-            (.parquet, as Hugging Face's datasets have them); WebDataset tars (.tar).
+        inputs: files, patterns of files, and folders, of which what is called like audio, a table or a tar is taken.
+            A file is audio; or a manifest (.jsonl, .csv, or .parquet with paths; relative ones begin at the manifest's
+            folder), a table with the audio's bytes (.parquet, as Hugging Face's datasets have them), a WebDataset tar.
         clips_per_shard: at most; a tar is always one shard.
 
     Raises:
@@ -64,6 +64,11 @@ def plan(inputs: Iterable[str], clips_per_shard: int) -> list[list[Piece]]:
             if piece.id in ids:
                 raise CorpusError(f"two clips would be called {piece.id}: {ids[piece.id]} and {piece.file}.")
             ids[piece.id] = piece.file
+    return shards_of(pieces, clips_per_shard)
+
+
+def shards_of(pieces: Iterable[Piece], clips_per_shard: int) -> list[list[Piece]]:
+    """Pieces in their order divided among shards; each shard has pieces of one kind."""
     shards: list[list[Piece]] = []
     for kind, same in itertools.groupby(pieces, lambda piece: piece.kind):
         if kind == "tar":

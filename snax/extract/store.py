@@ -150,7 +150,8 @@ class Store:
         quarantined = [json.dumps(clip) + "\n" for sidecar in sidecars for clip in sidecar["quarantined"]]
         sums: dict[str, Any] = {key: sum(sidecar[key] for sidecar in sidecars) for key in SUMS}
         sums["hours"] = sums["samples"] / rate / 3600
-        sums |= {"quarantined": len(quarantined), "rows_of_shards": [sidecar["rows"] for sidecar in sidecars]}
+        sums["quarantined"] = len(quarantined)
+        sums["shards"] = [{"rows": sidecar["rows"], "sha256": sidecar["sha256"]} for sidecar in sidecars]
         for name, content in ((QUARANTINE, "".join(quarantined)), (SUCCESS, json.dumps(sums, indent=1))):
             if self.read(name) != content.encode():
                 self.write(name, content.encode())

@@ -1,0 +1,210 @@
+"""What a corpus is found to be made of, and how it is planned and read."""
+
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import corpora
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from snax.extract import corpus
+from snax.extract.corpus import CorpusError, Piece, plan
+from snax.extract.reading import Unreadable, clips
+
+CLIPS = corpora.clips(7)
+
+
+def ids(*inputs: Path | str) -> list[str]:
+    """Of all clips, in the plan's order."""
+    shards = plan([str(given) for given in inputs], 1000)
+    return [clip.id for pieces in shards for piece in pieces for clip, _ in clips(piece)]
+
+
+def test_files_folders_and_patterns(tmp_path: Path) -> None:
+    folder = corpora.folder(tmp_path / "a [b]", CLIPS)  # what looks like a pattern, but is there
+    (folder / "notes.txt").write_text("no audio")
+    everything = sorted(("below/" if i % 3 == 0 else "") + name for i, name in enumerate(CLIPS))
+    assert ids(folder) == everything
+    assert ids(folder / "below" / "000_16.wav") == ["000_16.wav"]
+
+
+def test_patterns(tmp_path: Path) -> None:
+    folder = corpora.folder(tmp_path / "corpus", CLIPS)
+    assert ids(folder / "*.mp3") == ["004_a.mp3"]
+    everywhere = ["001_float.wav", "below/000_16.wav", "below/006_16.wav"]
+    assert sorted(ids(folder / "**" / "*.wav")) == everywhere, "named from where the pattern begins"
+
+
+def _rows(piece: Piece) -> range:
+    return range(piece.first, max(1, piece.end))
+
+
+# Pieces of every kind: how many files, rows of tables, tars, in turn.
+KINDS = st.lists(st.tuples(st.sampled_from(["file", "rows", "tar"]), st.integers(0, 40)), max_size=8)
+
+
+@settings(deadline=None)
+@given(KINDS, st.integers(1, 20))
+def test_a_plan_has_every_clip_once(kinds: list[tuple[str, int]], clips_per_shard: int) -> None:
+    pieces = []
+    for i, (kind, count) in enumerate(kinds):
+        if kind == "rows":
+            pieces.append(Piece("rows", f"t{i}", f"t{i}", end=count))
+        else:
+            pieces += [Piece(kind, f"{kind}{i}-{j}", f"{kind}{i}-{j}") for j in range(count)]
+    shards = corpus.shards_of(pieces, clips_per_shard)
+    # Disjoint, complete, and in order; a table of no rows has no clips.
+    some = [piece for piece in pieces if piece.kind != "rows" or piece.end]
+    rows = [(piece.file, row) for piece in some for row in _rows(piece)]
+    planned = [(piece.file, row) for shard in shards for piece in shard for row in _rows(piece)]
+    assert planned == rows
+    for shard in shards:
+        assert 0 < sum(max(1, piece.end - piece.first) for piece in shard) <= clips_per_shard
+        assert len(shard) == 1 or {piece.kind for piece in shard} == {"file"}
+    assert corpus.from_parquet(corpus.to_parquet(shards)) == shards
+    # Any number of processes: each shard is one's.
+    for processes in (1, 2, 7):
+        assert sorted(s for p in range(processes) for s in range(p, len(shards), processes)) == list(range(len(shards)))
+
+
+def test_two_clips_of_one_name(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        corpora.folder(tmp_path / name, CLIPS)
+    with pytest.raises(CorpusError, match="two clips would be called 001_float.wav: .*/a/.* and .*/b/"):
+        ids(tmp_path / "a", tmp_path / "b")
+    assert len(ids(tmp_path)) == 14, "from the folder above they differ"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"path": "a.wav"}\n{"path": \n', "can't be read as jsonl"),
+        ("a.jsonl", '{"path": "a.wav"}\n{"text": "a"}\n', "clip 2: has no path; it would be in one of path, audio"),
+        ("a.jsonl", '["a.wav"]\n', "clip 1: is .*, not an object with a path"),
+        ("a.jsonl", '{"path": 7}\n', "has no path"),
+        ("a.jsonl", "", "no clips in"),
+        ("a.csv", "name,text\na.wav,b\n", "has no path"),
+        ("a.csv", 'path\n"a.wav\n', "can't be read as csv"),
+        ("a.csv", "path\n\xff\n", "can't be read as csv"),
+        ("a.parquet", "no table", "can't be read as Parquet"),
+    ],
+)
+def test_manifests_that_are_none(name: str, content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content.encode("latin-1"))
+    with pytest.raises(CorpusError, match=message):
+        ids(tmp_path / name)
+
+
+def test_a_manifest_of_paths_in_parquet(tmp_path: Path) -> None:
+    pq.write_table(
+        pa.table({"path": ["a.wav", "/b.wav", "gs://bucket/c.wav"], "key": ["a", "b", "c"]}), tmp_path / "m.parquet"
+    )
+    (shard,) = plan([str(tmp_path / "m.parquet")], 10)
+    assert [(piece.id, piece.file) for piece in shard] == [
+        ("a", f"{tmp_path}/a.wav"),
+        ("b", "/b.wav"),
+        ("c", "gs://bucket/c.wav"),
+    ]
+
+
+def test_a_table_of_something_else(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "t.parquet")
+    with pytest.raises(CorpusError, match=r"one column with audio, or one of path, .*; this one has text \(string\)"):
+        ids(tmp_path / "t.parquet")
+
+
+def read(piece: Piece) -> dict[str, bytes | str]:
+    """What is read of each clip, or the reason why not."""
+    return {clip.id: content.reason if isinstance(content, Unreadable) else content for clip, content in clips(piece)}
+
+
+def test_rows_of_a_table(tmp_path: Path) -> None:
+    path = str(corpora.table(tmp_path / "t.parquet", CLIPS, ids=False))
+    contents = list(CLIPS.values())
+    for first, end in ((0, 7), (2, 5), (3, 6), (6, 7)):
+        found = read(Piece("rows", path, "t", first, end))
+        assert found == {f"t/{i}": contents[i] for i in range(first, end)}
+
+
+def test_a_table_with_paths_and_nothing(tmp_path: Path) -> None:
+    audio = [{"bytes": b"a", "path": None}, {"bytes": None, "path": "b.wav"}, {"bytes": None, "path": None}, None]
+    pq.write_table(pa.table({"audio": audio}), tmp_path / "t.parquet")
+    found = list(read(Piece("rows", str(tmp_path / "t.parquet"), "t", 0, 5)).values())
+    assert found[:2] == [b"a", f"{tmp_path}/b.wav"]
+    assert found[2:4] == ["its row has neither bytes nor a path."] * 2
+    assert found[4].startswith("the table has fewer rows"), "planned for five, and now there are four"
+
+
+def test_a_damaged_table(tmp_path: Path) -> None:
+    path = corpora.table(tmp_path / "t.parquet", CLIPS)
+    whole = path.read_bytes()
+    for at in range(10, len(whole), len(whole) // 20):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
+        found = read(Piece("rows", str(path), "t", 0, 7))
+        assert len(found) == 7, "every row is accounted for"
+    os.truncate(path, len(whole) // 2)
+    reasons = set(read(Piece("rows", str(path), "t", 0, 7)).values())
+    assert len(reasons) == 1
+    assert reasons.pop().startswith("its table is damaged: ")
+
+
+def test_a_tar(tmp_path: Path) -> None:
+    path = str(corpora.tar(tmp_path / "t.tar", CLIPS))
+    assert read(Piece("tar", path, "t")) == {Path(name).stem: content for name, content in CLIPS.items()}
+
+
+def test_a_tar_of_a_stranger(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "t.tar", "w") as archive:
+        for name, kind in (
+            ("../../up.wav", tarfile.REGTYPE),
+            ("/root.wav", tarfile.REGTYPE),
+            ("link.wav", tarfile.SYMTYPE),
+            ("hard.wav", tarfile.LNKTYPE),
+            ("pipe.wav", tarfile.FIFOTYPE),
+            ("folder.wav", tarfile.DIRTYPE),
+        ):
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname = kind, "/etc/passwd"
+            entry.size = 1 if kind == tarfile.REGTYPE else 0
+            archive.addfile(entry, io.BytesIO(b"a"))
+    before = sorted(tmp_path.rglob("*"))
+    link = "is a link or something else that is no regular file."
+    found = read(Piece("tar", str(tmp_path / "t.tar"), "t"))
+    assert found == {"../../up": b"a", "/root": b"a", "link": link, "hard": link, "pipe": link}
+    assert sorted(tmp_path.rglob("*")) == before, "nothing is extracted"
+
+
+def test_a_large_promise_in_a_tar(tmp_path: Path) -> None:
+    entry = tarfile.TarInfo("a.wav")
+    entry.size = 5 * 2**30
+    (tmp_path / "t.tar").write_bytes(entry.tobuf())
+    found = read(Piece("tar", str(tmp_path / "t.tar"), "t"))
+    assert found["a"] == f"is {5 * 2**30} bytes large, more than {2**32}."
+    assert "the tar is damaged" in found["t"]
+
+
+def test_damaged_tars_lose_nothing_silently(tmp_path: Path) -> None:
+    path = corpora.tar(tmp_path / "t.tar", CLIPS)
+    whole, expected = path.read_bytes(), {Path(name).stem: content for name, content in CLIPS.items()}
+    end = len(whole.rstrip(b"\0"))
+    cuts = [(whole[:at], at) for at in range(0, end, 997)]
+    flips = [(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :], at) for at in range(156, end, 4096 * 3)]
+    with tarfile.open(path) as archive:
+        headers = [member.offset for member in archive]
+    flips += [(whole[:at] + b"\xff" + whole[at + 1 :], at) for at in (offset + 150 for offset in headers)]
+    for content, at in cuts + flips:
+        path.write_bytes(content)
+        found = read(Piece("tar", str(path), "t"))
+        if "t" in found:
+            assert "the tar is damaged" in found["t"]
+        else:  # all members are there; one may have another byte, which is for its decoder to see
+            assert found.keys() == expected.keys(), f"damage at byte {at} of {len(whole)}"
+
+
+def test_a_piece_that_is_gone(tmp_path: Path) -> None:
+    assert read(Piece("tar", str(tmp_path / "t.tar"), "t")) == {"t": "is not there any more."}
