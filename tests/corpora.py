@@ -89,3 +89,12 @@ def manifest(path: Path, files: dict[str, bytes]) -> Path:
             writer.writeheader()
             writer.writerows(rows)
     return path
+
+
+def contents(path: Path) -> dict[str, io.BytesIO]:
+    """The audio of a tar or table that was written here, by id."""
+    if path.suffix == ".parquet":
+        return {row["id"]: io.BytesIO(row["audio"]["bytes"]) for row in pq.read_table(path).to_pylist()}
+    with tarfile.open(path) as archive:
+        members = [member for member in archive if not member.name.endswith(".txt")]
+        return {Path(member.name).stem: io.BytesIO(archive.extractfile(member).read()) for member in members}

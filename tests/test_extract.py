@@ -10,6 +10,8 @@ from typing import Any
 from unittest import mock
 
 import corpora
+import fsspec
+import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -20,7 +22,7 @@ from reference import assert_same_codes
 
 import snax
 from snax import audio
-from snax.extract import decoding, run
+from snax.extract import cluster, decoding, run
 from snax.extract.corpus import CorpusError
 from snax.extract.run import Job, extract
 from snax.extract.store import StoreError
@@ -351,9 +353,21 @@ def test_no_input(tmp_path: Path) -> None:
         extract(small.model(), job(tmp_path / "out", tmp_path / "nothing"))
 
 
-def test_a_store_of_objects(corpus: Path, undisturbed: Path) -> None:
-    import fsspec
+def test_what_is_compiled_is_kept_on_accelerators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for backend, before, after in (
+        ("cpu", None, None),
+        ("tpu", "/elsewhere", "/elsewhere"),
+        ("tpu", None, f"{tmp_path}/snax/compiled"),
+    ):
+        jax.config.update("jax_compilation_cache_dir", before)
+        with mock.patch.object(jax, "default_backend", return_value=backend):
+            cluster.keep_what_is_compiled()
+        assert jax.config.jax_compilation_cache_dir == after
+    jax.config.update("jax_compilation_cache_dir", None)
 
+
+def test_a_store_of_objects(corpus: Path, undisturbed: Path) -> None:
     memory = fsspec.filesystem("memory")
     url = "memory://bucket/out"
     extract(small.model(), Job([str(corpus)], url, "small", clips_per_shard=5, decoders=2))

@@ -1,10 +1,8 @@
 """`snax extract` as real processes: several of them, killed, stopped, and out of disk. The shards stay the same."""
 
-import hashlib
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import corpora
+import jobs
 import pytest
 import small
+from jobs import finish, hashes
 
 import snax
 
@@ -32,38 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(folder: Path, out: Path, processes: int = 1, devices: int = 1) -> list[subprocess.Popen[str]]:
-    """The job's processes, each with so many devices."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "snax.cli", "extract", str(folder / "corpus"), "-o", str(out)]
-    command += ["-m", str(folder / "model"), "--shard-clips", "4", "--decoders", "2"]
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
-    several = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", str(processes), "--process-id"]
-    return [
-        subprocess.Popen(
-            [*command, *([*several, str(i)] if processes > 1 else [])],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        for i in range(processes)
-    ]
-
-
-def finish(running: list[subprocess.Popen[str]]) -> str:
-    """Waits for the job to succeed; what process 0 said."""
-    said = [process.communicate(timeout=300)[1] for process in running]
-    assert [process.returncode for process in running] == [0] * len(running), "\n".join(said)
-    return said[0]
-
-
-def hashes(out: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.glob("tokens-*"))}
+    return jobs.start([folder / "corpus"], out, folder / "model", processes, devices, shard_clips=4, decoders=2)
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +50,27 @@ def test_processes_and_devices_do_not_matter(
     said = finish(start(folder, tmp_path / "out", processes, devices))
     assert "73 clips: 72 in 19 shards" in said
     assert hashes(tmp_path / "out") == undisturbed
+
+
+def test_processes_find_each_other_under_slurm(folder: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
+    """By what Slurm sets in their environments."""
+    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_NUM_NODES": "1"}
+    command = jobs.command([folder / "corpus"], tmp_path / "out", folder / "model", shard_clips=4)
+    running = [jobs.run(command, **job, SLURM_NTASKS="2", SLURM_PROCID=str(i), SLURM_LOCALID=str(i)) for i in range(2)]
+    assert "73 clips: 72 in 19 shards" in finish(running)
+    assert finish(running[1:]) == "", "the second is a part of the first one's job"
+    assert hashes(tmp_path / "out") == undisturbed
+
+
+@pytest.mark.parametrize("missing", ["coordinator", "num_processes", "process_id"])
+def test_half_of_a_cluster_is_refused(missing: str, folder: Path, tmp_path: Path) -> None:
+    told = {"coordinator": "127.0.0.1:1", "num_processes": 2, "process_id": 1}
+    del told[missing]
+    process = jobs.run(jobs.command([folder / "corpus"], tmp_path / "out", folder / "model", **told))
+    _, said = process.communicate()
+    assert process.returncode == 2
+    assert "should be defined. Give --coordinator, --num-processes and --process-id, or none of them." in said
+    assert not (tmp_path / "out").exists()
 
 
 def committed(out: Path) -> int:

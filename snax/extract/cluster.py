@@ -51,9 +51,23 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     try:
         jax.distributed.initialize(coordinator, num_processes, process_id)
     except ValueError as error:
-        # What JAX says when it finds no cluster: then this process is the whole job.
-        if coordinator is not None or "coordinator_address should be defined" not in str(error):
-            raise
+        # What JAX says when it finds no cluster: then, if nobody spoke of others, this process is the whole job.
+        told = (coordinator, num_processes, process_id) != (None, None, None)
+        if told or "coordinator_address should be defined" not in str(error):
+            raise ValueError(
+                f"{error} Give --coordinator, --num-processes and --process-id, or none of them."
+            ) from None
+
+
+def keep_what_is_compiled() -> None:
+    """Keeps compiled programs for the next start, unless JAX was told where to: for a TPU they take a minute each.
+
+    Not for CPUs, where they take two seconds, and one host's may not run on another that shares the folder.
+    """
+    told: str | None = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if told is None and jax.default_backend() != "cpu":
+        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        jax.config.update("jax_compilation_cache_dir", os.path.join(home, "snax", "compiled"))
 
 
 def wait_for_all(place: str) -> None:

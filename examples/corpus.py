@@ -1,0 +1,48 @@
+"""A corpus of audio becomes batches of Orpheus' ids: `python examples/corpus.py`.
+
+Extracts the bundled clips to shards, and feeds them to a language model's training through Grain.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+
+import snax
+from snax.extract.run import Job, extract
+from snax.tokens import ORPHEUS, ORPHEUS_END, ORPHEUS_PAD, ORPHEUS_START
+
+from demo import CLIP, NAME, load
+
+LENGTH, BATCH = 512, 2
+
+
+def main() -> None:
+    model, _ = load()
+    with tempfile.TemporaryDirectory() as folder:
+        # In a shell: snax extract tests/data -o tokens --tokens orpheus
+        extract(model, Job([str(CLIP.parent)], f"{folder}/tokens", NAME, tokens="orpheus"))
+        print(*sorted(str(path.relative_to(folder)) for path in Path(folder, "tokens").iterdir()), sep="\n")
+
+        source = snax.open_tokens(f"{folder}/tokens")
+        dataset = grain.MapDataset.source(source).shuffle(seed=0).map(sequence).batch(BATCH)
+        for batch in dataset:
+            print(batch["clip"], batch["ids"].shape, batch["ids"][0, :8].tolist(), "...")
+
+        # Codes are there too, and any sequence of ids leads back to audio.
+        row = source[0]
+        ids = ORPHEUS.flatten([level[None] for level in row["codes"]])
+        audio = model.decode(ORPHEUS.unflatten(ids))[0, 0, : row["num_samples"]]
+        print(f"{row['id']}: {ids.size} ids -> {audio.size / row['sample_rate']:.2f} s")
+
+
+def sequence(row: dict[str, Any]) -> dict[str, Any]:
+    """The first ids of a clip, between Orpheus' start and end, padded."""
+    ids = [ORPHEUS_START, *row["tokens"][: LENGTH - 2].tolist(), ORPHEUS_END]
+    return {"clip": row["id"], "ids": np.array(ids + [ORPHEUS_PAD] * (LENGTH - len(ids)), np.int32)}
+
+
+if __name__ == "__main__":
+    main()
