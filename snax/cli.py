@@ -6,6 +6,7 @@ import functools
 import glob
 import io
 import itertools
+import json
 import os
 import sys
 import tempfile
@@ -262,6 +263,8 @@ def _facts(name: str) -> list[tuple[str, Any]]:
             ("model", f"{published.repo_id} on the hub, revision {published.revision}"),
             *_config_facts(PUBLISHED_CONFIGS[name]),
         ]
+    if os.path.exists(os.path.join(name, "_snax")):
+        return _extraction_facts(Path(name))
     if os.path.isdir(name):
         model = pretrained.load(name)
         count = sum(parameter.size for parameter in jax.tree.leaves(model))
@@ -275,6 +278,18 @@ def _facts(name: str) -> list[tuple[str, Any]]:
         ]
     facts = audio.describe(name)
     return list(facts.items())
+
+
+def _extraction_facts(folder: Path) -> list[tuple[str, Any]]:
+    made_with = json.loads((folder / "_snax" / "job.json").read_text())
+    try:
+        sums = json.loads((folder / "_SUCCESS").read_text())
+    except FileNotFoundError:
+        done = len(list(folder.glob("tokens-*.parquet")))
+        sums = {"finished": f"no: {done} shards so far; `snax extract` goes on"}
+    else:
+        sums["shards"] = len(sums["shards"])
+    return [(f"{what}", value) for what, value in (sums | made_with).items()]
 
 
 def _config_facts(config: SNACConfig) -> list[tuple[str, Any]]:

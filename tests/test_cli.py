@@ -16,6 +16,7 @@ from audio import DATA
 import snax
 from snax import audio, cli
 from snax.codes_file import CodesFile
+from snax.extract.run import Job, extract
 
 RATE = small.CONFIG.sampling_rate
 
@@ -58,10 +59,10 @@ def test_encode_and_decode_a_folder(corpus: Path, tmp_path: Path, model_folder: 
         for ours, level in zip(file.codes, expected, strict=True):
             assert ours.dtype == np.uint16
             np.testing.assert_array_equal(ours, level)
-        decoded, rate = soundfile.read(tmp_path / "audio" / Path(name).with_suffix(".snac.wav"), dtype="float32")
+        decoded, rate = soundfile.read(tmp_path / "audio" / Path(name).with_suffix(".snac.wav"), dtype="int16")
         assert rate == RATE
         whole = np.clip(small.model().decode(expected)[0, 0, : heard.shape[1]], -1, 1)
-        np.testing.assert_allclose(decoded, whole, rtol=0, atol=1.1 * 2**-15)  # a step of 16 bits, and rounding
+        np.testing.assert_allclose(decoded, np.round(whole * 2**15), rtol=0, atol=1)  # steps of 16 bits
 
 
 def test_channels_one_by_one(corpus: Path, model_folder: str) -> None:
@@ -160,6 +161,18 @@ def test_pipes(corpus: Path, model_folder: str) -> None:
     wav = piped("decode", "-", "-m", model_folder, given=codes)
     decoded, rate = soundfile.read(io.BytesIO(wav))
     assert (rate, len(decoded)) == (RATE, 16_000)
+
+
+def test_extract_and_info(corpus: Path, tmp_path: Path, model_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    job = Job([str(corpus)], str(tmp_path / "tokens"), model_folder, decoders=1)
+    extract(small.model(), job)
+    assert run("info", tmp_path / "tokens") == 0
+    out = capsys.readouterr().out
+    for fact in ("clips             3\n", "committed         3\n", "shards            1\n", "channels          mix\n"):
+        assert fact in out
+    (tmp_path / "tokens" / "_SUCCESS").unlink()
+    assert run("info", tmp_path / "tokens") == 0
+    assert "finished          no: 1 shards so far; `snax extract` goes on" in capsys.readouterr().out
 
 
 def test_info(corpus: Path, model_folder: str, capsys: pytest.CaptureFixture[str]) -> None:

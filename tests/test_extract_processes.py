@@ -69,7 +69,7 @@ def test_half_of_a_cluster_is_refused(missing: str, folder: Path, tmp_path: Path
     process = jobs.run(jobs.command([folder / "corpus"], tmp_path / "out", folder / "model", **told))
     _, said = process.communicate()
     assert process.returncode == 2
-    assert "should be defined. Give --coordinator, --num-processes and --process-id, or none of them." in said
+    assert "should be defined. Give all of --coordinator, --num-processes and --process-id, or none." in said
     assert not (tmp_path / "out").exists()
 
 

@@ -54,9 +54,8 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
         # What JAX says when it finds no cluster: then, if nobody spoke of others, this process is the whole job.
         told = (coordinator, num_processes, process_id) != (None, None, None)
         if told or "coordinator_address should be defined" not in str(error):
-            raise ValueError(
-                f"{error} Give --coordinator, --num-processes and --process-id, or none of them."
-            ) from None
+            what = "Give all of --coordinator, --num-processes and --process-id, or none."
+            raise ValueError(f"{error} {what}") from None
 
 
 def keep_what_is_compiled() -> None:
