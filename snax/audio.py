@@ -23,6 +23,8 @@ SUFFIXES = (*_OF_LIBSNDFILE, ".m4a", ".aac", ".mp4", ".webm", ".mka")
 MAX_SECONDS = 24 * 3600.0
 # Below and above there is no audio, but files that make a resampler take all memory.
 RATES = range(1000, 768_001)
+# Full scale is 1, or 2**31 in floats that once were integers. Decoders make such numbers of damaged files.
+LOUDEST = 2.0**31
 
 
 class AudioError(ValueError):
@@ -51,8 +53,8 @@ def read(
             frames += len(block)
             if frames > max_seconds * file_rate:
                 raise AudioError(f"longer than {max_seconds:.0f} seconds.")
-            if not np.isfinite(block).all():
-                raise AudioError("has NaN or infinity among its samples.")
+            if not (np.abs(block) <= LOUDEST).all():  # NaN is not either
+                raise AudioError(f"has NaN, infinity, or more than {LOUDEST:.0f} among its samples.")
             parts.append(resampler.resample_chunk(block if separate else block.mean(axis=1, keepdims=True)))
         if not frames:
             raise AudioError("has no samples.")

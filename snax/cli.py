@@ -44,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (RefusedError, ValueError, OSError, ImportError) as error:
         print(f"snax: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("snax: stopped.", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -35,11 +35,11 @@ def start(
     return [run(command(inputs, out, model, **options, **one), XLA_FLAGS=flags) for one in several]
 
 
-def finish(running: list[subprocess.Popen[str]]) -> str:
-    """Waits for the job to succeed; what process 0 said."""
+def finish(running: list[subprocess.Popen[str]]) -> list[str]:
+    """Waits for the job to succeed; what each process said."""
     said = [process.communicate()[1] for process in running]
     assert [process.returncode for process in running] == [0] * len(running), "\n".join(said)
-    return said[0]
+    return said
 
 
 def hashes(out: Path) -> dict[str, str]:

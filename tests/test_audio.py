@@ -112,6 +112,8 @@ def test_strange_headers(tmp_path: Path) -> None:
         (np.zeros(100), 5, "sampling rate of 5 Hz"),
         (np.zeros(0), RATE, "no samples"),
         (np.array([0, np.nan]), RATE, "NaN"),
+        (np.array([0, -np.inf]), RATE, "NaN, infinity, or"),
+        (np.array([0, 1e20]), RATE, "or more than 2147483648 among"),
     ):
         path = written(tmp_path / "a.wav", samples, rate, subtype="FLOAT")
         with pytest.raises(audio.AudioError, match=message):

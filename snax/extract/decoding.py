@@ -25,6 +25,8 @@ from .reading import Content, Unreadable
 
 # Of one clip: what takes longer hangs, what takes more is a bomb. A day of audio at 44.1 kHz takes some 30 GB.
 SECONDS, MEMORY = 600, 8 * 2**30
+# Of decoded audio that waits: no more clips are begun then, since they may be hours long.
+WAITING = 2 * 2**30
 
 
 Tag = TypeVar("Tag")
@@ -50,7 +52,7 @@ class Decoders:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([__name__])
         self._how = (rate, separate, max_seconds)
-        self._threads = ThreadPoolExecutor(count, "decoder")
+        self._threads, self._reader = ThreadPoolExecutor(count, "decoder"), ThreadPoolExecutor(1, "reader")
         self._ahead = 2 * count
         self._of_this_thread = threading.local()
         self._all: list[_Process] = []
@@ -62,17 +64,26 @@ class Decoders:
             OSError: for what can't be read for no fault of the clip's: no permission, a broken network or disk.
         """
         running: deque[tuple[Tag, Future[Decoded]]] = deque()
-        for tag, content in clips:
+        for tag, content in self._read_ahead(clips):
             running.append((tag, self._threads.submit(self._decode, content)))
-            while len(running) > self._ahead:
+            while len(running) > self._ahead or sum(_bytes_of(future) for _, future in running) > WAITING:
                 tag, future = running.popleft()
                 yield tag, future.result()
         for tag, future in running:
             yield tag, future.result()
 
+    def _read_ahead(self, clips: Iterable[tuple[Tag, Content]]) -> Iterator[tuple[Tag, Content]]:
+        """The clips, each read from its table or tar while its predecessor is under way."""
+        clips = iter(clips)
+        following = self._reader.submit(next, clips, None)
+        while (item := following.result()) is not None:
+            following = self._reader.submit(next, clips, None)
+            yield item
+
     def close(self) -> None:
         """Ends the processes, whatever they are at."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._reader, self._threads):
+            threads.shutdown(wait=False, cancel_futures=True)
         for process in self._all:
             process.kill()
 
@@ -84,6 +95,14 @@ class Decoders:
             process = self._of_this_thread.process = _Process(self._context, self._how)
             self._all.append(process)
         return process.decode(content)
+
+
+def _bytes_of(future: Future[Decoded]) -> int:
+    """Of the audio that a clip turned out to be, if it is there."""
+    if not future.done() or future.exception() is not None:
+        return 0
+    audio = future.result().audio
+    return 0 if isinstance(audio, Unreadable) else audio.nbytes
 
 
 class _Process:

@@ -77,15 +77,13 @@ class Progress:
         self._frames["asked"] += asked
         self._frames["computed"] += computed
         self._report({"event": "shard", "shard": shard, **said})
-        line = (
-            f"shard {self._sums['shards']} of {self._shards}, {self._hours:.2f} hours at {self._speed:.1f} x real "
-            f"time, {self.quarantined} of {self.clips} clips in quarantine"
-        )
+        line = f"shard {self._sums['shards']} of {self._shards}, {self._speed:.1f} x real time"
         self._bar.set_postfix_str(line)
         now = time.perf_counter()
         if self._lines and (now - self._last_line > BETWEEN_LINES or self._sums["shards"] == self._shards):
             self._last_line = now
-            print(f"snax: {line}", file=sys.stderr, flush=True)
+            bad = f"{self.quarantined} of {self.clips} clips in quarantine"
+            print(f"snax: {line}, {self._hours:.2f} hours, {bad}", file=sys.stderr, flush=True)
 
     def end(self, totals: dict[str, Any]) -> dict[str, Any]:
         """The sums of this process, with those of the whole job so far."""
