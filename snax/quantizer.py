@@ -30,14 +30,17 @@ class VectorQuantize(nnx.Module):
     def __call__(
         self, z: Float[Array, "batch frames channels"]
     ) -> tuple[Float[Array, "batch frames channels"], Int32[Array, "batch level_frames"]]:
-        batch, frames, channels = z.shape
-        pooled = z.reshape(batch, frames // self.stride, self.stride, channels).mean(axis=2)
-        projected = self.in_proj(pooled)
+        projected = self.project(z)
         codes = self.nearest(projected)
         rows = self.codebook[...][codes]
         # Straight through: the gradient passes as if the codebook were not there. The sum rounds as the reference does.
         straight_through = projected + lax.stop_gradient(rows - projected)
         return self._project_back(straight_through), codes
+
+    def project(self, z: Float[Array, "batch frames channels"]) -> Float[Array, "batch level_frames dim"]:
+        """The vectors that are looked up: averages over `stride` frames, in the codebook's dimensions."""
+        batch, frames, channels = z.shape
+        return self.in_proj(z.reshape(batch, frames // self.stride, self.stride, channels).mean(axis=2))
 
     def nearest(self, projected: Float[Array, "batch frames dim"]) -> Int32[Array, "batch frames"]:
         """The codebook row nearest to each vector once both are normalised; of equals, the lowest index.

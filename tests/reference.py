@@ -124,9 +124,12 @@ def assert_same_codes(reference: snac.SNAC, clip: np.ndarray, ours: list[np.ndar
     """`ours`, for each level (frames,), are the reference's codes of a clip (samples,) of whole pad multiples."""
     audio = torch.from_numpy(clip)[None, None]
     with torch.inference_mode():
+        theirs = reference.encode(audio)
+        if all(np.array_equal(a, b[0]) for a, b in zip(ours, theirs, strict=True)):
+            return
         exact = in_float64(reference)
         latents = exact.encoder(exact.preprocess(audio.double()))
-        _assert_same_tokens(exact, latents, [level[None] for level in ours], reference.encode(audio))
+        _assert_same_tokens(exact, latents, [level[None] for level in ours], theirs)
 
 
 def in_float64(reference: snac.SNAC) -> snac.SNAC:
@@ -152,7 +155,7 @@ def _assert_close(ours: jax.Array, expected: torch.Tensor) -> None:
 def _assert_same_tokens(
     exact: snac.SNAC, latents: torch.Tensor, ours: Sequence[jax.Array | np.ndarray], theirs: list[torch.Tensor]
 ) -> None:
-    """Every token is the reference's. Where one is not, the two are a tie in float64; it is printed.
+    """Every token is the reference's. Where one is not, ours is the nearer one in float64 or a tie; it is printed.
 
     The finer levels then quantize another residual than the reference's: there, ours must be the nearest to it.
     """
@@ -173,7 +176,7 @@ def _assert_same_tokens(
                 else distances[row, frame, theirs[i][row, frame]]
             )
             print(f"level {i}, row {row}, frame {frame}: a tie? distance {mine}, the reference's {best}")
-            assert abs(mine - best) < TIE * best, f"level {i}, row {row}, frame {frame}: {mine} is no tie with {best}"
+            assert mine - best < TIE * best, f"level {i}, row {row}, frame {frame}: {mine} is no tie with {best}"
         astray |= differs.repeat_interleave(quantizer.stride, dim=1)
         level = quantizer.out_proj(quantizer.decode_code(our_level))
         residual = residual - level.repeat_interleave(quantizer.stride, dim=-1)

@@ -341,7 +341,7 @@ def test_any_bytes_are_audio_or_not(waiting: int, monkeypatch: pytest.MonkeyPatc
     assert numbers == tuple(range(300))
     reasons = [item.reason for item in found if isinstance(item, Unreadable)]
     assert not [reason for reason in reasons if "crashes" in reason or "seconds to read" in reason]
-    assert 100 < len(reasons) < 250, "most of this is no test"
+    assert 100 < len(reasons) < 290, "this is no test"  # how many depends on what decoders find in their memory
     for item in found:
         if isinstance(item, np.ndarray):
             assert np.abs(item).max() < 2 * audio.LOUDEST  # resampling overshoots

@@ -1,0 +1,122 @@
+"""The networks that learn to tell decoded audio from real: those of the Descript Audio Codec (Kumar et al., 2023,
+arXiv:2306.06546, section 3.3), without its weight norm, which `weight_norm` adds to any model in training.
+
+Inside, arrays are (batch, height, width, channels).
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jaxtyping import Float
+
+from .spectra import stft
+
+PERIODS = (2, 3, 5, 7, 11)
+WINDOWS = (2048, 1024, 512)
+# Parts of the spectrum, from 0 to half the sampling rate, that have layers of their own.
+BANDS = ((0.0, 0.1), (0.1, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0))
+
+
+class Conv2d(nnx.Module):
+    """Convolution over height and width, each padded by half the kernel on both sides."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: tuple[int, int], stride: tuple[int, int], *, rngs: nnx.Rngs
+    ):
+        self.stride, self.padding = stride, tuple((size // 2, size // 2) for size in kernel)
+        bound = (in_channels * kernel[0] * kernel[1]) ** -0.5  # torch's default
+        shape = (*kernel, in_channels, out_channels)
+        self.kernel = nnx.Param(jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound))
+        self.bias = nnx.Param(jax.random.uniform(rngs.params(), (out_channels,), minval=-bound, maxval=bound))
+
+    def __call__(self, x: Float[Array, "batch height width _"]) -> Float[Array, "batch _ _ _"]:
+        convolved = jax.lax.conv_general_dilated(
+            x, self.kernel[...], self.stride, self.padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return convolved + self.bias[...][None, None, None]
+
+
+def _layers(x: Float[Array, "batch height width _"], layers: Sequence[Conv2d]) -> list[Float[Array, "batch _ _ _"]]:
+    """The outputs of all layers, each one's input that of the one before it."""
+    outputs = []
+    for layer in layers:
+        x = nnx.leaky_relu(layer(x), 0.1)
+        outputs.append(x)
+    return outputs
+
+
+class PeriodDiscriminator(nnx.Module):
+    """Audio folded into columns of every `period`-th sample (HiFi-GAN; Kong et al., 2020, arXiv:2010.05646)."""
+
+    def __init__(self, period: int, widths: Sequence[int] = (32, 128, 512, 1024, 1024), *, rngs: nnx.Rngs):
+        self.period = period
+        sizes = zip((1, *widths), widths, strict=False)
+        strides = [3] * (len(widths) - 1) + [1]
+        self.layers = nnx.List(
+            Conv2d(*size, (5, 1), (stride, 1), rngs=rngs) for size, stride in zip(sizes, strides, strict=True)
+        )
+        self.judge = Conv2d(widths[-1], 1, (3, 1), (1, 1), rngs=rngs)
+
+    def __call__(self, audio: Float[Array, "batch samples"]) -> list[Float[Array, "batch _ _ _"]]:
+        missing = self.period - audio.shape[1] % self.period  # a whole period where none is missing, as in DAC
+        folded = jnp.pad(audio, ((0, 0), (0, missing)), mode="reflect").reshape(len(audio), -1, self.period, 1)
+        outputs = _layers(folded, self.layers)
+        return [*outputs, self.judge(outputs[-1])]
+
+
+class SpectrumDiscriminator(nnx.Module):
+    """Bands of the complex spectrum, each with layers of its own."""
+
+    def __init__(self, window_length: int, width: int = 32, *, rngs: nnx.Rngs):
+        self.window_length = window_length
+        self.bands = nnx.List(
+            nnx.List(
+                [
+                    Conv2d(2, width, (3, 9), (1, 1), rngs=rngs),
+                    *(Conv2d(width, width, (3, 9), (1, 2), rngs=rngs) for _ in range(3)),
+                    Conv2d(width, width, (3, 3), (1, 1), rngs=rngs),
+                ]
+            )
+            for _ in BANDS
+        )
+        self.judge = Conv2d(width, 1, (3, 3), (1, 1), rngs=rngs)
+
+    def __call__(self, audio: Float[Array, "batch samples"]) -> list[Float[Array, "batch _ _ _"]]:
+        spectrum = self.spectrum(audio)
+        parts = jnp.stack([spectrum.real, spectrum.imag], axis=-1)
+        edges = (np.array(BANDS) * parts.shape[2]).astype(int)
+        by_band = [
+            _layers(parts[:, :, low:high], layers) for (low, high), layers in zip(edges, self.bands, strict=True)
+        ]
+        judgement = self.judge(jnp.concatenate([outputs[-1] for outputs in by_band], axis=2))
+        return [*(output for outputs in by_band for output in outputs), judgement]
+
+    def spectrum(self, audio: Float[Array, "batch samples"]) -> Array:
+        """As DAC has it: as many frames as hops, none of which is centred on an end of the audio."""
+        hop = self.window_length // 4
+        around = (self.window_length - hop) // 2
+        missing = -audio.shape[1] % hop
+        mirrored = jnp.pad(audio, ((0, 0), (around, around + missing)), mode="reflect")
+        return stft(mirrored, self.window_length)[:, 2:-2]
+
+
+class Discriminators(nnx.Module):
+    """All of them, on audio without its mean and at the same level."""
+
+    def __init__(self, periods: Sequence[int] = PERIODS, windows: Sequence[int] = WINDOWS, *, rngs: nnx.Rngs):
+        self.all = nnx.List(
+            [
+                *(PeriodDiscriminator(period, rngs=rngs) for period in periods),
+                *(SpectrumDiscriminator(window_length, rngs=rngs) for window_length in windows),
+            ]
+        )
+
+    def __call__(self, audio: Float[Array, "batch 1 samples"]) -> list[list[Float[Array, "batch _ _ _"]]]:
+        """The features of each discriminator, the last of them its judgement."""
+        centred = audio[:, 0] - audio[:, 0].mean(axis=1, keepdims=True)
+        level = 0.8 * centred / (jnp.abs(centred).max(axis=1, keepdims=True) + 1e-9)
+        return [discriminator(level) for discriminator in self.all]

@@ -1,0 +1,126 @@
+"""What training minimises. SNAC's author never published his; these are those of the Descript Audio Codec (Kumar et
+al., 2023, arXiv:2306.06546), which he says he followed, and of SNAC's own quantizer before they were taken out of it.
+
+Audio is (batch, 1, samples). Every loss is a mean, so that batch and length do not change its weight.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float, Int32
+
+from ..quantizer import ResidualVectorQuantize
+from .spectra import magnitude, mel_filters, stft
+
+# Window lengths in samples and mel bands of each, of the codec's training.
+MEL_SCALES = ((32, 5), (64, 10), (128, 20), (256, 40), (512, 80), (1024, 160), (2048, 320))
+STFT_WINDOWS = (2048, 512)
+# Below it, magnitudes are all alike to the logarithm: silence is not to be imitated to the last digit.
+FLOOR = 1e-5
+
+# The outputs of a discriminator's layers, the last of which is its judgement.
+Features = Sequence[Float[Array, "batch *_"]]
+
+
+def mel_loss(
+    audio: Float[Array, "batch 1 samples"],
+    target: Float[Array, "batch 1 samples"],
+    rate: int,
+    scales: Sequence[tuple[int, int]] = MEL_SCALES,
+) -> Float[Array, ""]:
+    """Distance of the logarithmic mel spectra, in powers of ten, on several time scales (DAC, section 3.4)."""
+    loss = jnp.zeros(())
+    for window_length, bands in scales:
+        filters = mel_filters(rate, window_length, bands)
+        ours, theirs = (magnitude(stft(x, window_length)) @ filters for x in (audio, target))
+        loss += _distance(_log10(ours), _log10(theirs))
+    return loss
+
+
+def stft_loss(
+    audio: Float[Array, "batch 1 samples"],
+    target: Float[Array, "batch 1 samples"],
+    window_lengths: Sequence[int] = STFT_WINDOWS,
+) -> Float[Array, ""]:
+    """Distance of magnitudes, and of the logarithms of their squares (Engel et al., 2020, arXiv:2001.04643)."""
+    loss = jnp.zeros(())
+    for window_length in window_lengths:
+        ours, theirs = (magnitude(stft(x, window_length)) for x in (audio, target))
+        loss += 2 * _distance(_log10(ours), _log10(theirs)) + _distance(ours, theirs)
+    return loss
+
+
+def waveform_loss(audio: Float[Array, "batch 1 samples"], target: Float[Array, "batch 1 samples"]) -> Float[Array, ""]:
+    """Mean absolute difference of the samples."""
+    return _distance(audio, target)
+
+
+def discriminator_loss(fake: Sequence[Features], real: Sequence[Features]) -> Float[Array, ""]:
+    """What discriminators minimise (least squares, Mao et al., 2017, arXiv:1611.04076): 1 for real audio, 0 for ours.
+
+    Args:
+        fake: each discriminator's features of decoded audio, which must carry no gradient to the codec.
+        real: those of the audio itself.
+    """
+    loss = jnp.zeros(())
+    for ours, theirs in zip(fake, real, strict=True):
+        loss += jnp.square(ours[-1]).mean() + jnp.square(1 - theirs[-1]).mean()
+    return loss
+
+
+def adversarial_loss(fake: Sequence[Features]) -> Float[Array, ""]:
+    """What the codec minimises of that: discriminators should say 1 of what it decodes."""
+    loss = jnp.zeros(())
+    for ours in fake:
+        loss += jnp.square(1 - ours[-1]).mean()
+    return loss
+
+
+def feature_loss(fake: Sequence[Features], real: Sequence[Features]) -> Float[Array, ""]:
+    """Distance of what discriminators see in both, in all layers but the last (Larsen et al., 2016,
+    arXiv:1512.09300)."""
+    loss = jnp.zeros(())
+    for ours, theirs in zip(fake, real, strict=True):
+        for a, b in zip(ours[:-1], theirs[:-1], strict=True):
+            loss += _distance(a, lax.stop_gradient(b))
+    return loss
+
+
+class Quantized(NamedTuple):
+    """What a quantizer makes of latents, and what it costs."""
+
+    latents: Float[Array, "batch frames channels"]
+    codes: tuple[Int32[Array, "batch _"], ...]
+    commitment: Float[Array, ""]
+    codebook: Float[Array, ""]
+
+
+def quantize(quantizer: ResidualVectorQuantize, latents: Float[Array, "batch frames channels"]) -> Quantized:
+    """`quantizer(latents)`, and two losses (van den Oord et al., 2017, arXiv:1711.00937): of commitment, which draws
+    the encoder to the rows that were chosen, and of the codebook, which draws these rows to what chose them.
+
+    Both on vectors that are not normalised; of each level the mean, of the levels the sum.
+    """
+    quantized, residual, codes = jnp.zeros_like(latents), latents, []
+    commitment = codebook = jnp.zeros(())
+    for level in quantizer.quantizers:
+        added, level_codes = level(residual)
+        vectors, rows = level.project(residual), level.codebook[...][level_codes]
+        commitment += jnp.square(vectors - lax.stop_gradient(rows)).mean()
+        codebook += jnp.square(rows - lax.stop_gradient(vectors)).mean()
+        quantized, residual = quantized + added, residual - added
+        codes.append(level_codes)
+    return Quantized(quantized, tuple(codes), commitment, codebook)
+
+
+def _distance(a: Float[Array, "*shape"], b: Float[Array, "*shape"]) -> Float[Array, ""]:
+    """Mean absolute difference. Where there is none its gradient is 0, as torch has it; that of JAX's `abs` is 1, which
+    would push every sample of digital silence the same way."""
+    difference = a - b
+    return (difference * lax.stop_gradient(jnp.sign(difference))).mean()
+
+
+def _log10(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    return jnp.log10(jnp.maximum(x, FLOOR))
