@@ -153,6 +153,7 @@ DAMAGES = {
         (out / "_snax" / "00002.json").read_bytes()
     ),
     "half a plan": lambda out: os.truncate(out / "_snax" / "plan.parquet", 100),
+    "no plan": lambda out: (out / "_snax" / "plan.parquet").unlink(),
     "no _SUCCESS": lambda out: (out / "_SUCCESS").unlink(),
     "half a _SUCCESS": lambda out: os.truncate(out / "_SUCCESS", 10),
     "what a killed process left": lambda out: [
@@ -176,6 +177,17 @@ def test_damage_is_mended(damage: str, corpus: Path, undisturbed: Path) -> None:
     assert shards(undisturbed) == {name: content for name, content in before.items() if name.endswith(".parquet")}
     assert contents(undisturbed).keys() == before.keys()
     assert end["shards"] <= 1, "what was whole was left alone"
+
+
+def test_killed_before_anything_is_said(corpus: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """Nothing but half a file is there; in a folder whose name looks like a pattern."""
+    out = tmp_path / "out [1*]"
+    (out / "_snax").mkdir(parents=True)
+    (out / "_snax" / ".snax-0123456789abcdef.tmp").write_bytes(b"half")
+    for _ in range(2):
+        extract(small.model(), job(out, corpus))
+        assert contents(out).keys() == contents(undisturbed).keys()
+        assert shards(out) == shards(undisturbed)
 
 
 def test_a_damaged_job_is_refused(corpus: Path, undisturbed: Path) -> None:
