@@ -1,5 +1,6 @@
 """A corpus in all its forms to shards of tokens: the reference's for each clip, and every clip accounted for."""
 
+import dataclasses
 import io
 import json
 import os
@@ -131,6 +132,13 @@ def test_orpheus_tokens_are_for_its_codec(corpus: Path, tmp_path: Path) -> None:
     assert token_layout("orpheus", snax.config.PUBLISHED_CONFIGS["snac_24khz"]) == ORPHEUS
     with pytest.raises(ValueError, match="this model has (4, 2, 1) and 64".replace("(", r"\(").replace(")", r"\)")):
         extract(small.model(), job(tmp_path / "out", corpus, tokens="orpheus"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_codes_that_do_not_fit(corpus: Path, tmp_path: Path) -> None:
+    large = small.model(dataclasses.replace(small.CONFIG, codebook_size=2**16 + 1))
+    with pytest.raises(ValueError, match="16 bits; this model has 65537"):
+        extract(large, job(tmp_path / "out", corpus))
     assert not (tmp_path / "out").exists()
 
 

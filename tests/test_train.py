@@ -8,13 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import snac
 import torch
 from flax import nnx
 from pairs import pair
 from torch import nn
 from torch.nn import functional
 
-from snax.train import losses
+from snax.torch_weights import _tensors, to_torch
+from snax.train import losses, weight_norm
 from snax.train.discriminators import BANDS, Discriminators, PeriodDiscriminator, SpectrumDiscriminator
 from snax.train.spectra import mel_filters, stft
 
@@ -266,3 +268,45 @@ def test_stft_of_a_tone() -> None:
     spectrum = np.abs(stft(tone, 64))
     assert spectrum.shape == (65, 33)
     np.testing.assert_allclose(spectrum[8:-8, 7:10], np.broadcast_to([8, 16, 8], (49, 3)), atol=1e-4)
+
+
+def test_weight_norm() -> None:
+    """Gradients by gains and directions are those of the reference with its weight norm; folding changes nothing."""
+    _, model, speech = pair("no noise")
+    normed = weight_norm.unfold(model)
+    for ours, theirs in zip(jax.tree.leaves(weight_norm.fold(normed)), jax.tree.leaves(model), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=0)  # a division and a product in float32
+
+    reference = snac.SNAC(**model.config.to_dict())
+    reference.load_state_dict({name: torch.tensor(array) for name, array in to_torch(model).items()})
+    part = speech[..., : 200 * model.config.pad_multiple]
+    latents = np.asarray(model.audio_to_latents(part))
+    rng = np.random.default_rng(0)
+    by_latents, by_audio = rng.standard_normal(latents.shape, np.float32), rng.standard_normal(part.shape, np.float32)
+
+    @jax.jit
+    @jax.grad
+    def gradients(normed: weight_norm.Normed) -> jax.Array:
+        model = weight_norm.fold(normed)
+        return (model.audio_to_latents(part) * by_latents).mean() + (model.latents_to_audio(latents) * by_audio).mean()
+
+    encoded = reference.encoder(torch.tensor(part)).swapaxes(1, 2)
+    decoded = reference.decoder(torch.tensor(latents).swapaxes(1, 2))
+    loss = (encoded * torch.tensor(by_latents)).mean() + (decoded * torch.tensor(by_audio)).mean()
+    loss.backward()
+    expected = {name: parameter.grad for name, parameter in reference.named_parameters()}
+
+    ours = gradients(normed)
+    tensors = [tensor for tensor in _tensors(ours.directions) if not tensor.name.startswith("quantizer")]
+    assert len([tensor for tensor in tensors if tensor.weight_norm]) > 20
+    for tensor in tensors:
+        found = {tensor.name: tensor.to_torch(np.asarray(tensor.parameter[...]))}
+        if tensor.weight_norm:
+            parametrized = tensor.name.replace(".weight", ".parametrizations.weight.original")
+            gain = np.asarray(ours.gains[tensor.name]).reshape(-1, 1, 1)
+            found = {f"{parametrized}0": gain, f"{parametrized}1": found[tensor.name]}
+        for name, gradient in found.items():
+            size = expected[name].norm().item()
+            assert gradient.shape == expected[name].shape
+            assert size > 0
+            assert np.linalg.norm(gradient - expected[name].numpy()) < GRADIENTS * size, name

@@ -83,6 +83,8 @@ def extract(model: SNAC, job: Job, report: Callable[[dict[str, Any]], None] = la
             can't be read.
         OSError: for what can't be read or written for no fault of a clip's.
     """
+    if model.config.codebook_size > 2**16:
+        raise ValueError(f"shards have codes of 16 bits; this model has {model.config.codebook_size} in a codebook.")
     if job.tokens is not None:
         token_layout(job.tokens, model.config)  # which may not fit
     store = Store(job.out)

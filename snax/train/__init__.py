@@ -1,1 +1,2 @@
-"""Training: what a SNAC is judged by (`losses`), and the networks that judge it too (`discriminators`)."""
+"""Training: what a SNAC is judged by (`losses`), the networks that judge it too (`discriminators`), and what is moved
+(`weight_norm`)."""
