@@ -292,7 +292,9 @@ def _extraction_facts(folder: Path) -> list[tuple[str, Any]]:
         sums = {"finished": f"no: {done} shards so far; `snax extract` goes on"}
     else:
         sums["shards"] = len(sums["shards"])
-    return [(f"{what}", value) for what, value in (sums | made_with).items()]
+    if "tokens" in sums:
+        sums["codes"] = sums.pop("tokens")  # `tokens` says which column of them was asked for
+    return [*sums.items(), *made_with.items()]
 
 
 def _config_facts(config: SNACConfig) -> list[tuple[str, Any]]:

@@ -168,7 +168,15 @@ def test_extract_and_info(corpus: Path, tmp_path: Path, model_folder: str, capsy
     extract(small.model(), job)
     assert run("info", tmp_path / "tokens") == 0
     out = capsys.readouterr().out
-    for fact in ("clips             3\n", "committed         3\n", "shards            1\n", "channels          mix\n"):
+    codes = sum(len(level) for row in snax.open_tokens(tmp_path / "tokens") for level in row["codes"])
+    assert f"codes             {codes}\n" in out
+    for fact in (
+        "tokens            None\n",
+        "clips             3\n",
+        "committed         3\n",
+        "shards            1\n",
+        "channels          mix\n",
+    ):
         assert fact in out
     (tmp_path / "tokens" / "_SUCCESS").unlink()
     assert run("info", tmp_path / "tokens") == 0
