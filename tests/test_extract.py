@@ -23,7 +23,8 @@ from reference import assert_same_codes
 
 import snax
 from snax import audio
-from snax.extract import cluster, decoding, run
+from snax import cluster
+from snax.extract import decoding, run
 from snax.extract.corpus import CorpusError
 from snax.extract.reading import Unreadable
 from snax.extract.run import Job, extract

@@ -50,7 +50,8 @@ def _positive(text: str) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     try:
-        from . import cluster, run
+        from .. import cluster
+        from . import run
     except ImportError as error:
         raise ImportError(f"{error.name} is missing: pip install 'snax-codec[extract]'.") from error
     cluster.exit_on_sigterm()

@@ -20,7 +20,8 @@ from .. import audio
 from ..codes_file import fingerprint
 from ..model import SNAC
 from ..packing import ROW_CONTEXTS, EncodedClip, computed_units, encode_many
-from . import cluster, corpus
+from .. import cluster
+from . import corpus
 from .decoding import Decoded, Decoders
 from .progress import Progress
 from .reading import Clip, Content, Unreadable, clips

@@ -1,5 +1,5 @@
 """The networks that learn to tell decoded audio from real: those of the Descript Audio Codec (Kumar et al., 2023,
-arXiv:2306.06546, section 3.3), without its weight norm, which `weight_norm` adds to any model in training.
+arXiv:2306.06546, section 3.3), without its weight norm.
 
 Inside, arrays are (batch, height, width, channels).
 """
@@ -15,8 +15,6 @@ from jaxtyping import Float
 
 from .spectra import stft
 
-PERIODS = (2, 3, 5, 7, 11)
-WINDOWS = (2048, 1024, 512)
 # Parts of the spectrum, from 0 to half the sampling rate, that have layers of their own.
 BANDS = ((0.0, 0.1), (0.1, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0))
 
@@ -52,7 +50,7 @@ def _layers(x: Float[Array, "batch height width _"], layers: Sequence[Conv2d]) -
 class PeriodDiscriminator(nnx.Module):
     """Audio folded into columns of every `period`-th sample (HiFi-GAN; Kong et al., 2020, arXiv:2010.05646)."""
 
-    def __init__(self, period: int, widths: Sequence[int] = (32, 128, 512, 1024, 1024), *, rngs: nnx.Rngs):
+    def __init__(self, period: int, widths: Sequence[int], *, rngs: nnx.Rngs):
         self.period = period
         sizes = zip((1, *widths), widths, strict=False)
         strides = [3] * (len(widths) - 1) + [1]
@@ -71,7 +69,7 @@ class PeriodDiscriminator(nnx.Module):
 class SpectrumDiscriminator(nnx.Module):
     """Bands of the complex spectrum, each with layers of its own."""
 
-    def __init__(self, window_length: int, width: int = 32, *, rngs: nnx.Rngs):
+    def __init__(self, window_length: int, width: int, *, rngs: nnx.Rngs):
         self.window_length = window_length
         self.bands = nnx.List(
             nnx.List(
@@ -107,11 +105,19 @@ class SpectrumDiscriminator(nnx.Module):
 class Discriminators(nnx.Module):
     """All of them, on audio without its mean and at the same level."""
 
-    def __init__(self, periods: Sequence[int] = PERIODS, windows: Sequence[int] = WINDOWS, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        periods: Sequence[int],
+        windows: Sequence[int],
+        period_widths: Sequence[int],
+        spectrum_width: int,
+        *,
+        rngs: nnx.Rngs,
+    ):
         self.all = nnx.List(
             [
-                *(PeriodDiscriminator(period, rngs=rngs) for period in periods),
-                *(SpectrumDiscriminator(window_length, rngs=rngs) for window_length in windows),
+                *(PeriodDiscriminator(period, period_widths, rngs=rngs) for period in periods),
+                *(SpectrumDiscriminator(window_length, spectrum_width, rngs=rngs) for window_length in windows),
             ]
         )
 

@@ -92,6 +92,7 @@ class Quantized(NamedTuple):
     """What a quantizer makes of latents, and what it costs."""
 
     latents: Float[Array, "batch frames channels"]
+    vectors: tuple[Float[Array, "batch _ dim"], ...]  # what was looked up, of each level
     codes: tuple[Int32[Array, "batch _"], ...]
     commitment: Float[Array, ""]
     codebook: Float[Array, ""]
@@ -103,7 +104,7 @@ def quantize(quantizer: ResidualVectorQuantize, latents: Float[Array, "batch fra
 
     Both on vectors that are not normalised; of each level the mean, of the levels the sum.
     """
-    quantized, residual, codes = jnp.zeros_like(latents), latents, []
+    quantized, residual, looked_up, codes = jnp.zeros_like(latents), latents, [], []
     commitment = codebook = jnp.zeros(())
     for level in quantizer.quantizers:
         added, level_codes = level(residual)
@@ -111,8 +112,9 @@ def quantize(quantizer: ResidualVectorQuantize, latents: Float[Array, "batch fra
         commitment += jnp.square(vectors - lax.stop_gradient(rows)).mean()
         codebook += jnp.square(rows - lax.stop_gradient(vectors)).mean()
         quantized, residual = quantized + added, residual - added
+        looked_up.append(vectors)
         codes.append(level_codes)
-    return Quantized(quantized, tuple(codes), commitment, codebook)
+    return Quantized(quantized, tuple(looked_up), tuple(codes), commitment, codebook)
 
 
 def _distance(a: Float[Array, "*shape"], b: Float[Array, "*shape"]) -> Float[Array, ""]:

@@ -1,0 +1,81 @@
+"""What a run says of itself: a bar or lines for people, lines of JSON for programs, TensorBoard with sound and pictures."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from ..atomic import replacing
+from ..evaluate.pictures import spectrograms
+
+# Seconds from one line to the next where there is no terminal.
+_BETWEEN_LINES = 30.0
+
+
+class Journal:
+    """The records of a run in `out`, from step `done` on: what an earlier run said of later steps is taken back."""
+
+    def __init__(self, out: Path, done: int, steps: int, rate: int):
+        self._path, self._rate, self._steps = out / "log.jsonl", rate, steps
+        if self._path.exists():
+            kept = [line for line in self._path.read_text().splitlines(True) if _step(line) <= done]
+            with replacing(self._path) as temporary:
+                temporary.write_text("".join(kept))
+        self._board = SummaryWriter(os.fspath(out / "tensorboard"), purge_step=done + 1)
+        self._bar = tqdm(total=steps, initial=done, unit="step", disable=None)
+        self._said = time.perf_counter()
+
+    def trained(self, step: int, means: dict[str, float], steps_per_second: float) -> None:
+        """The mean of what was measured in the last steps."""
+        self._record(step, "train", means | {"steps_per_second": steps_per_second})
+        self._bar.update(step - self._bar.n)
+        line = f"loss {means['loss']:.3f}, {steps_per_second:.2f} steps/s"
+        self._bar.set_postfix_str(line)
+        if self._bar.disable and (time.perf_counter() - self._said > _BETWEEN_LINES or step == self._steps):
+            self._said = time.perf_counter()
+            print(f"snax: step {step} of {self._steps}, {line}", file=sys.stderr, flush=True)
+
+    def validated(
+        self, step: int, means: dict[str, float], pairs: list[tuple[Float[np.ndarray, "_"], Float[np.ndarray, "_"]]]
+    ) -> None:
+        """Scores on held-out clips, and some of these clips with their reconstructions."""
+        self._record(step, "held_out", means)
+        self._bar.write(f"snax: step {step}, held-out clips: {_words(means)}", file=sys.stderr)
+        for i, (clip, decoded) in enumerate(pairs):
+            figure = Figure(figsize=(10, 6), layout="constrained")
+            spectrograms(figure, {"original": clip, f"step {step}": decoded}, self._rate)
+            self._board.add_figure(f"clip_{i}", figure, step)
+            self._board.add_audio(f"clip_{i}/decoded", decoded, step, self._rate)
+            if step <= self._steps:
+                self._board.add_audio(f"clip_{i}/original", clip, step, self._rate)
+        self._board.flush()
+
+    def close(self) -> None:
+        self._board.close()
+        self._bar.close()
+
+    def _record(self, step: int, kind: str, values: dict[str, float]) -> None:
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(f"{kind}/{name}", value, step)
+
+
+def _step(line: str) -> float:
+    """The step of a line; one that a killed process left half-written is of none."""
+    try:
+        return float(json.loads(line)["step"])
+    except ValueError:
+        return float("inf")
+
+
+def _words(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in values.items())

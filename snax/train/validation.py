@@ -1,0 +1,34 @@
+"""How the codec does on clips that it is not trained on, while it is trained."""
+
+import itertools
+
+import numpy as np
+from jaxtyping import Float
+
+from ..evaluate import metrics
+from ..model import SNAC
+from ..packing import decode_many, encode_many
+from .data import Stored, whole_clips
+
+# Clips of which sound and pictures are kept.
+_SHOWN = 3
+
+Pair = tuple[Float[np.ndarray, " _"], Float[np.ndarray, " _"]]
+
+
+def validate(model: SNAC, held_out: Stored, count: int) -> tuple[dict[str, float], list[Pair]]:
+    """The mean scores of the first `count` clips, without noise; and the first few with what became of them."""
+    rate = model.config.sampling_rate
+    clips = list(itertools.islice(whole_clips(held_out), count))
+    decoded = list(decode_many(model, encode_many(model, iter(clips))))
+    scores = [
+        {
+            "mel": metrics.mel_distance(ours, clip, rate),
+            "stft": metrics.stft_distance(ours, clip),
+            "si_sdr": metrics.si_sdr(ours, clip),
+            "stoi": metrics.stoi(ours, clip, rate),
+        }
+        for ours, clip in zip(decoded, clips, strict=True)
+    ]
+    means = {name: float(np.nanmean([score[name] for score in scores])) for name in scores[0]}
+    return means, list(zip(clips, decoded, strict=True))[:_SHOWN]
