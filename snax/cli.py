@@ -1,4 +1,6 @@
-"""One command per use: `snax encode`, `decode`, `reconstruct` and `info` for files, `snax extract` for a corpus."""
+"""One command per use: `snax encode`, `decode`, `reconstruct` and `info` for files, `snax extract` for a corpus,
+`snax train` and `snax eval`.
+"""
 
 import argparse
 import contextlib
@@ -24,10 +26,12 @@ from . import audio, pretrained
 from .atomic import replacing
 from .codes_file import CodesFile, fingerprint
 from .config import PUBLISHED_CONFIGS, SNACConfig
+from .evaluate import command as evaluate
 from .extract import command as extract
 from .inputs import check_clip_codes
 from .model import SNAC
 from .packing import EncodedClip, decode_many, encode_many
+from .train import command as train
 
 CODES_SUFFIX, DECODED_SUFFIX = ".codes.safetensors", ".snac.wav"
 
@@ -70,7 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     command("decode", _decode, f"Codes to audio: a{CODES_SUFFIX} to a{DECODED_SUFFIX}.", None)
     command("reconstruct", _reconstruct, f"Audio to codes and back: a.wav to a{DECODED_SUFFIX}.", "snac_24khz")
     command("info", _info, "What is known about models, audio files and files of codes.", None)
-    extract.add(commands)
+    for room in (extract, train, evaluate):
+        room.add(commands)
     return parser
 
 

@@ -22,8 +22,7 @@ from pairs import pair
 from reference import assert_same_codes
 
 import snax
-from snax import audio
-from snax import cluster
+from snax import audio, cluster
 from snax.extract import decoding, run
 from snax.extract.corpus import CorpusError
 from snax.extract.reading import Unreadable

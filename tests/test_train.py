@@ -15,10 +15,10 @@ from pairs import pair
 from torch import nn
 from torch.nn import functional
 
+from snax.spectra import MEL_SCALES, mel_filters, stft
 from snax.torch_weights import _tensors, to_torch
 from snax.train import losses, weight_norm
 from snax.train.discriminators import BANDS, Discriminators, PeriodDiscriminator, SpectrumDiscriminator
-from snax.train.spectra import mel_filters, stft
 
 RATE = 16_000
 # Of a value, and of the norm of a gradient: float32 sums over thousands of samples, in another order than torch's.
@@ -78,7 +78,7 @@ def test_mel_filters() -> None:
 def test_mel_loss() -> None:
     def theirs(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         loss = torch.zeros(())
-        for window_length, bands in losses.MEL_SCALES:
+        for window_length, bands in MEL_SCALES:
             filters = torch.tensor(mel_filters(RATE, window_length, bands)).T
             x_mel, y_mel = (filters @ torch_magnitude(each, window_length) for each in (x, y))
             loss = loss + functional.l1_loss(torch_log(x_mel, 1), torch_log(y_mel, 1))

@@ -4,14 +4,34 @@ Audio is one channel, (samples,), both of the same length. STOI and PESQ are tho
 """
 
 import math
+import warnings
+from collections.abc import Iterable
 
 import numpy as np
+import pystoi
+import soxr
 from jaxtyping import Float
 
-from ..train.losses import FLOOR, MEL_SCALES, STFT_WINDOWS
-from ..train.spectra import mel_filters
+from ..spectra import FLOOR, MEL_SCALES, STFT_WINDOWS, mel_filters
 
 Audio = Float[np.ndarray, " samples"]
+
+
+def scores(audio: Audio, target: Audio, rate: int, *, with_pesq: bool = False) -> dict[str, float]:
+    """All of them by name. PESQ takes most of the time."""
+    found = {
+        "mel": mel_distance(audio, target, rate),
+        "stft": stft_distance(audio, target),
+        "si_sdr": si_sdr(audio, target),
+        "stoi": stoi(audio, target, rate),
+    }
+    return found | {"pesq": pesq(audio, target, rate)} if with_pesq else found
+
+
+def mean(values: Iterable[float]) -> float:
+    """Of those that are there: NaN is what could not be measured."""
+    there = [value for value in values if not math.isnan(value)]
+    return sum(there) / len(there) if there else math.nan
 
 
 def mel_distance(audio: Audio, target: Audio, rate: int) -> float:
@@ -45,11 +65,7 @@ def si_sdr(audio: Audio, target: Audio) -> float:
 
 
 def stoi(audio: Audio, target: Audio, rate: int) -> float:
-    """Short-time objective intelligibility (Taal et al., 2011), 0 to 1; NaN where there is less than 0.4 s of speech."""
-    import warnings
-
-    import pystoi
-
+    """Short-time objective intelligibility (Taal et al., 2011), 0 to 1; NaN where there is not even 0.4 s of speech."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         try:
@@ -60,18 +76,18 @@ def stoi(audio: Audio, target: Audio, rate: int) -> float:
 
 def pesq(audio: Audio, target: Audio, rate: int) -> float:
     """Perceptual evaluation of speech quality, wide band (ITU-T P.862.2), 1 to 4.6; NaN where it finds no speech."""
-    import pesq
-    import soxr
+    # Imported where it is used: it needs a C compiler to be installed, and training does without.
+    import pesq as package
 
     audio, target = (soxr.resample(each, rate, 16_000) for each in (audio, target))
     try:
-        return float(pesq.pesq(16_000, target, audio, "wb"))
-    except (pesq.NoUtterancesError, pesq.BufferTooShortError):
+        return float(package.pesq(16_000, target, audio, "wb"))
+    except (package.NoUtterancesError, package.BufferTooShortError):
         return math.nan
 
 
 def _magnitudes(audio: Audio, window_length: int) -> Float[np.ndarray, "frames bins"]:
-    """The absolute values of `snax.train.spectra.stft`."""
+    """The absolute values of `snax.spectra.stft`."""
     window = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window_length) / window_length)).astype(np.float32)
     mirrored = np.pad(audio, window_length // 2, mode="reflect")
     frames = np.lib.stride_tricks.sliding_window_view(mirrored, window_length)[:: window_length // 4]

@@ -12,9 +12,9 @@ from matplotlib.mlab import specgram
 def spectrograms(figure: Figure | SubFigure, audio: Mapping[str, Float[np.ndarray, " _"]], rate: int) -> None:
     """One below the other, each called by its key, all on one scale: 70 dB from the loudest down."""
     rows: list[Axes] = np.atleast_1d(figure.subplots(len(audio), 1, sharex=True)).tolist()
-    powers = {name: specgram(samples, NFFT=512, Fs=rate, noverlap=384)[0] for name, samples in audio.items()}
-    loudest = 10 * np.log10(max(power.max() for power in powers.values()) + 1e-12)
-    for axes, (name, power) in zip(rows, powers.items(), strict=True):
+    powers = [np.asarray(specgram(each, NFFT=512, Fs=rate, noverlap=384)[0]) for each in audio.values()]
+    loudest = 10 * np.log10(max(power.max() for power in powers) + 1e-12)
+    for axes, name, power in zip(rows, audio, powers, strict=True):
         decibels = 10 * np.log10(power + 1e-12)
         extent = (0, audio[name].size / rate, 0, rate / 2000)
         axes.imshow(

@@ -16,11 +16,10 @@ import soundfile
 import soxr
 from jax.sharding import Mesh
 
-from .. import audio
+from .. import audio, cluster
 from ..codes_file import fingerprint
 from ..model import SNAC
 from ..packing import ROW_CONTEXTS, EncodedClip, computed_units, encode_many
-from .. import cluster
 from . import corpus
 from .decoding import Decoded, Decoders
 from .progress import Progress

@@ -1,7 +1,7 @@
 """Training audio: decoded once into a file that memory is mapped on, then cropped at random by Grain.
 
 Decoding needs the whole clip, training a second of it at a time: so each process decodes its part of the corpus before
-it begins, 16 bits a sample, at the codec's rate (100 hours at 24 kHz take 17 GB). What it then reads is at random places.
+it begins, 16 bits a sample, at the codec's rate (100 hours at 24 kHz take 17 GB).
 """
 
 import json
@@ -131,7 +131,7 @@ class _Stretches:
         return clip, i - (int(self._ends[clip - 1]) if clip else 0)
 
 
-class _Crop(grain.transforms.RandomMap):
+class _Crop(grain.transforms.RandomMap):  # type: ignore[misc]  # grain is untyped
     def __init__(self, stored: Stored, samples: int, loudness: tuple[float, float]):
         self._stored, self._samples, self._loudness = stored, samples, loudness
 

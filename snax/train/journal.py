@@ -1,4 +1,4 @@
-"""What a run says of itself: a bar or lines for people, lines of JSON for programs, TensorBoard with sound and pictures."""
+"""What a run says of itself: a bar or lines for people, lines of JSON for programs, TensorBoard for eyes and ears."""
 
 import json
 import os

@@ -12,13 +12,7 @@ from jax import Array, lax
 from jaxtyping import Float, Int32
 
 from ..quantizer import ResidualVectorQuantize
-from .spectra import magnitude, mel_filters, stft
-
-# Window lengths in samples and mel bands of each, of the codec's training.
-MEL_SCALES = ((32, 5), (64, 10), (128, 20), (256, 40), (512, 80), (1024, 160), (2048, 320))
-STFT_WINDOWS = (2048, 512)
-# Below it, magnitudes are all alike to the logarithm: silence is not to be imitated to the last digit.
-FLOOR = 1e-5
+from ..spectra import FLOOR, MEL_SCALES, STFT_WINDOWS, magnitude, mel_filters, stft
 
 # The outputs of a discriminator's layers, the last of which is its judgement.
 Features = Sequence[Float[Array, "batch *_"]]

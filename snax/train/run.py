@@ -1,35 +1,31 @@
 """A training run: from settings to models, whenever it is killed.
 
-    settings.json       what the run was told; another run must be told the same
-    audio/, held_out/   decoded audio, of process 0; other processes have folders of their own
-    checkpoints/12000   all that the next step needs, the place in the data too; the last two are kept
-    models/12000        the averaged codec for `snax.load`
-    log.jsonl           a line each time that something was measured
-    tensorboard/        the same, with audio and spectrograms of the held-out clips
+settings.json       what the run was told; another run must be told the same
+audio/, held_out/   decoded audio, of process 0; other processes have folders of their own
+checkpoints/12000   all that the next step needs, the place in the data too; the last two are kept
+models/12000        the averaged codec for `snax.load`
+log.jsonl           a line each time that something was measured
+tensorboard/        the same, with audio and spectrograms of the held-out clips
 """
 
 import functools
 import json
-import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from jaxtyping import Float
 from orbax.checkpoint import v1 as ocp
 
 from .. import checkpoint, pretrained
 from ..atomic import replacing
 from ..model import SNAC
 from . import settings as told
-from .data import DataError, Stored, crops, store, whole_clips
+from .data import DataError, crops, store
 from .journal import Journal
 from .settings import Settings, SettingsError
 from .step import State, begin, step
@@ -37,6 +33,10 @@ from .validation import validate
 
 # Held-out clips that are evaluated while training, the first of them; `snax eval` takes all.
 _VALIDATED = 32
+
+
+class DivergedError(ValueError):
+    """Losses that are no numbers any more."""
 
 
 def train(settings: Settings, out: Path, source: str | None, decoders: int) -> Path:
@@ -93,7 +93,7 @@ def train(settings: Settings, out: Path, source: str | None, decoders: int) -> P
         measured.append(metrics)
         done += 1
         if done % settings.log == 0 or done == settings.steps:
-            means = {name: float(np.mean([each[name] for each in measured[-settings.log:] if name in each])) for name in metrics}
+            means = {name: float(np.mean([each[name] for each in measured if name in each])) for name in metrics}
             _check_finite(means, done)
             seconds = time.perf_counter() - last
             if journal is not None:
@@ -122,9 +122,7 @@ def _claim(out: Path, settings: Settings, source: str | None) -> None:
     path = out / "settings.json"
     if path.exists():
         if (theirs := path.read_text()) != ours:
-            changed = sorted(
-                key for key, value in json.loads(ours).items() if json.loads(theirs).get(key) != value
-            )
+            changed = sorted(key for key, value in json.loads(ours).items() if json.loads(theirs).get(key) != value)
             raise SettingsError(
                 f"{out} has a run with other settings, in {', '.join(changed)}: choose another folder, or delete it."
             )
@@ -148,13 +146,14 @@ def _model(settings: Settings, source: str | None) -> SNAC:
 def _resumed(
     checkpoints: ocp.training.Checkpointer, model: SNAC, settings: Settings, batches: Any, sharding: NamedSharding
 ) -> State:
-    """The state of the last checkpoint, with `batches` put where it was; that before the first step if there is none."""
+    """The state of the last checkpoint, with `batches` put where it was; that before the first step if none."""
     make = functools.partial(begin, settings=settings)
     if checkpoints.latest is None:
         return jax.jit(make, out_shardings=sharding)(model)
     abstract = jax.eval_shape(make, model)
     wanted = {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding) for name, leaf in _leaves(abstract).items()
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        for name, leaf in _leaves(abstract).items()
     }
     leaves = checkpoints.load_pytree(checkpoints.latest, wanted)
     batches.set_state(checkpoints.latest.metadata.custom_metadata["data"])
@@ -163,7 +162,9 @@ def _resumed(
 
 def _leaves(state: State) -> dict[str, Any]:
     """The state's arrays by name: Orbax restores those of a dictionary, but not those of modules."""
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(state)}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(state)
+    }
 
 
 def _on_one_device(model: SNAC) -> SNAC:
@@ -174,7 +175,7 @@ def _on_one_device(model: SNAC) -> SNAC:
 def _check_finite(means: dict[str, float], step: int) -> None:
     wrong = [name for name, value in means.items() if not np.isfinite(value)]
     if wrong:
-        raise FloatingPointError(
+        raise DivergedError(
             f"at step {step} these are no numbers any more: {', '.join(wrong)}. The last checkpoint is from before: "
             "a lower learning rate or `optimizer.clip` may help."
         )

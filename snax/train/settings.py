@@ -50,7 +50,7 @@ class Optimizer:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Losses:
-    """The weight of each loss (see `snax.train.losses`); 0 leaves it out. The defaults are the Descript Audio Codec's."""
+    """The weight of each of `snax.train.losses`; 0 leaves it out. The defaults are the Descript Audio Codec's."""
 
     mel: float = 15.0
     stft: float = 0.0

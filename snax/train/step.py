@@ -108,7 +108,9 @@ def step(
     codec = optax.apply_updates(state.codec, updates)
 
     usage = tuple(_usage(seen, codes) for seen, codes in zip(state.usage, quantized.codes, strict=True))
-    average = optax.incremental_update(fold(codec), state.average, 1 - settings.average)
+    # At first over fewer steps: else the weights from before the first would be in it for long.
+    decay = jnp.minimum(settings.average, (1 + state.step) / (10 + state.step))
+    average = optax.incremental_update(fold(codec), state.average, 1 - decay)
     if settings.restart:
         usage = _restart(codec.directions, average, usage, quantized, settings.restart, jax.random.fold_in(key, 1))
 
@@ -160,9 +162,7 @@ def _optimizer(how: Optimizer, clip: float) -> optax.GradientTransformation:
         [optax.linear_schedule(0.0, how.learning_rate, how.warmup_steps), decayed], [how.warmup_steps]
     )
     b1, b2 = how.betas
-    return optax.chain(
-        optax.clip_by_global_norm(clip), optax.adamw(rate, b1=b1, b2=b2, weight_decay=how.weight_decay)
-    )
+    return optax.chain(optax.clip_by_global_norm(clip), optax.adamw(rate, b1=b1, b2=b2, weight_decay=how.weight_decay))
 
 
 def _usage(seen: Array, codes: Array) -> Array:

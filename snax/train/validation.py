@@ -21,14 +21,6 @@ def validate(model: SNAC, held_out: Stored, count: int) -> tuple[dict[str, float
     rate = model.config.sampling_rate
     clips = list(itertools.islice(whole_clips(held_out), count))
     decoded = list(decode_many(model, encode_many(model, iter(clips))))
-    scores = [
-        {
-            "mel": metrics.mel_distance(ours, clip, rate),
-            "stft": metrics.stft_distance(ours, clip),
-            "si_sdr": metrics.si_sdr(ours, clip),
-            "stoi": metrics.stoi(ours, clip, rate),
-        }
-        for ours, clip in zip(decoded, clips, strict=True)
-    ]
-    means = {name: float(np.nanmean([score[name] for score in scores])) for name in scores[0]}
+    scores = [metrics.scores(ours, clip, rate) for ours, clip in zip(decoded, clips, strict=True)]
+    means = {name: metrics.mean(score[name] for score in scores) for name in scores[0]}
     return means, list(zip(clips, decoded, strict=True))[:_SHOWN]

@@ -7,6 +7,12 @@ import numpy as np
 from jax import Array
 from jaxtyping import Complex, Float
 
+# Window lengths in samples and mel bands of each, of the codec's training.
+MEL_SCALES = ((32, 5), (64, 10), (128, 20), (256, 40), (512, 80), (1024, 160), (2048, 320))
+STFT_WINDOWS = (2048, 512)
+# Below it, magnitudes are all alike to the logarithm: silence is not to be imitated to the last digit.
+FLOOR = 1e-5
+
 
 def stft(audio: Float[Array, "*batch samples"], window_length: int) -> Complex[Array, "*batch frames bins"]:
     """The spectrum under a periodic Hann window, a quarter of a window apart, that of frame i around sample i * hop.
