@@ -73,4 +73,4 @@ def keep_what_is_compiled() -> None:
 def wait_for_all(place: str) -> None:
     """Returns when every process of the job has come to this place."""
     if jax.process_count() > 1:
-        multihost.get_barrier_sync_fn()(key=f"snax extract: {place}", timeout_ms=_PATIENCE_MS)
+        multihost.get_barrier_sync_fn()(key=f"snax: {place}", timeout_ms=_PATIENCE_MS)

@@ -1,4 +1,4 @@
-"""`snax extract` as real processes."""
+"""`snax extract` and `snax train` as real processes."""
 
 import hashlib
 import os
@@ -24,15 +24,21 @@ def run(line: list[str], **environment: str) -> subprocess.Popen[str]:
 def start(
     inputs: list[Path], out: Path, model: Path, processes: int = 1, devices: int = 1, **options: Any
 ) -> list[subprocess.Popen[str]]:
-    """The job's processes, each with so many devices."""
+    """An extraction's processes, each with so many devices."""
+    return together(command(inputs, out, model, **options), processes, devices)
+
+
+def together(line: list[str], processes: int, devices: int) -> list[subprocess.Popen[str]]:
+    """A job's processes, each with so many devices."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     flags = f"--xla_force_host_platform_device_count={devices}"
-    if processes > 1:
-        options |= {"coordinator": f"127.0.0.1:{port}", "num_processes": processes}
-    several = [{"process_id": i} if processes > 1 else {} for i in range(processes)]
-    return [run(command(inputs, out, model, **options, **one), XLA_FLAGS=flags) for one in several]
+    several = [
+        [f"--coordinator=127.0.0.1:{port}", f"--num-processes={processes}", f"--process-id={i}"]
+        for i in range(processes)
+    ]
+    return [run(line + (each if processes > 1 else []), XLA_FLAGS=flags) for each in several]
 
 
 def finish(running: list[subprocess.Popen[str]]) -> list[str]:

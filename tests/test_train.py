@@ -8,17 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import snac
 import torch
+import torch_training
 from flax import nnx
 from pairs import pair
-from torch import nn
 from torch.nn import functional
 
-from snax.spectra import MEL_SCALES, mel_filters, stft
-from snax.torch_weights import _tensors, to_torch
-from snax.train import losses, weight_norm
-from snax.train.discriminators import BANDS, Discriminators, PeriodDiscriminator, SpectrumDiscriminator
+from snax.spectra import mel_filters, stft
+from snax.torch_weights import _tensors
+from snax.train import losses, settings, weight_norm
+from snax.train.discriminators import Discriminators
 
 RATE = 16_000
 # Of a value, and of the norm of a gradient: float32 sums over thousands of samples, in another order than torch's.
@@ -50,16 +49,6 @@ def assert_same(
     assert difference < bound * size
 
 
-def torch_magnitude(x: torch.Tensor, window_length: int) -> torch.Tensor:
-    window = torch.hann_window(window_length)
-    spectrum = torch.stft(x[:, 0], window_length, window_length // 4, window=window, return_complex=True)
-    return spectrum.abs()
-
-
-def torch_log(x: torch.Tensor, power: int) -> torch.Tensor:
-    return x.clamp(1e-5).pow(power).log10()
-
-
 # librosa 0.11: filters.mel(sr=16000, n_fft=32, n_mels=5), the first six bins.
 LIBROSA = [
     [0, 0, 0, 0, 0],
@@ -76,27 +65,15 @@ def test_mel_filters() -> None:
 
 
 def test_mel_loss() -> None:
-    def theirs(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        loss = torch.zeros(())
-        for window_length, bands in MEL_SCALES:
-            filters = torch.tensor(mel_filters(RATE, window_length, bands)).T
-            x_mel, y_mel = (filters @ torch_magnitude(each, window_length) for each in (x, y))
-            loss = loss + functional.l1_loss(torch_log(x_mel, 1), torch_log(y_mel, 1))
-        return loss
-
-    assert_same(lambda x, y: losses.mel_loss(x, y, RATE), theirs, *two_clips(silence=True))
+    assert_same(
+        lambda x, y: losses.mel_loss(x, y, RATE),
+        lambda x, y: torch_training.mel_loss(x, y, RATE),
+        *two_clips(silence=True),
+    )
 
 
 def test_stft_loss() -> None:
-    def theirs(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        loss = torch.zeros(())
-        for window_length in (2048, 512):
-            x_magnitude, y_magnitude = (torch_magnitude(each, window_length) for each in (x, y))
-            loss = loss + functional.l1_loss(torch_log(x_magnitude, 2), torch_log(y_magnitude, 2))
-            loss = loss + functional.l1_loss(x_magnitude, y_magnitude)
-        return loss
-
-    assert_same(losses.stft_loss, theirs, *two_clips(), bound=GRADIENTS_OF_BINS)
+    assert_same(losses.stft_loss, torch_training.stft_loss, *two_clips(), bound=GRADIENTS_OF_BINS)
 
 
 def test_waveform_loss() -> None:
@@ -108,7 +85,7 @@ def test_losses_of_the_quantizer() -> None:
     torch_model, model, speech = pair("depthwise, noise")
     latents = model.audio_to_latents(speech)
     expected, expected_codes = model.quantize(latents)
-    quantized, codes, _, _ = losses.quantize(model.quantizer, latents)
+    quantized, _, codes, _, _ = losses.quantize(model.quantizer, latents)
     np.testing.assert_allclose(quantized, expected, rtol=0, atol=1e-6)  # fused in another way
     for ours, theirs in zip(codes, expected_codes, strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -118,15 +95,8 @@ def test_losses_of_the_quantizer() -> None:
         return commitment_weight * found.commitment + codebook_weight * found.codebook
 
     def theirs(latents: torch.Tensor, commitment_weight: torch.Tensor, codebook_weight: torch.Tensor) -> torch.Tensor:
-        residual, loss = latents.swapaxes(1, 2), torch.zeros(())
-        for level, level_codes in zip(torch_model.quantizer.quantizers, codes, strict=True):
-            vectors = level.in_proj(functional.avg_pool1d(residual, level.stride, level.stride))
-            rows = level.decode_code(torch.tensor(np.asarray(level_codes)))
-            loss = loss + commitment_weight * functional.mse_loss(vectors, rows.detach())
-            loss = loss + codebook_weight * functional.mse_loss(rows, vectors.detach())
-            added = level.out_proj(vectors + (rows - vectors).detach())
-            residual = residual - added.repeat_interleave(level.stride, dim=-1)
-        return loss
+        _, commitment, codebook = torch_training.quantize(torch_model.quantizer, latents.swapaxes(1, 2))
+        return commitment_weight * commitment + codebook_weight * codebook
 
     for weights in ((np.float32(0.25), np.float32(1)), (np.float32(1), np.float32(0))):
         assert_same(ours, theirs, np.asarray(latents), *weights)
@@ -138,74 +108,16 @@ def test_losses_of_the_quantizer() -> None:
         assert (other.codebook[...] != 0).any()
 
 
-def conv(layer: nnx.Module, stride: tuple[int, int]) -> nn.Conv2d:
-    """The same layer in torch."""
-    height, width, ins, outs = layer.kernel.shape
-    theirs = nn.Conv2d(ins, outs, (height, width), stride, (height // 2, width // 2))
-    theirs.weight.data = torch.tensor(np.asarray(layer.kernel[...]).transpose(3, 2, 0, 1))
-    theirs.bias.data = torch.tensor(np.asarray(layer.bias[...]))
-    return theirs
-
-
-def torch_layers(x: torch.Tensor, layers: nnx.List, strides: list[tuple[int, int]]) -> list[torch.Tensor]:
-    outputs = []
-    for layer, stride in zip(layers, strides, strict=True):
-        x = functional.leaky_relu(conv(layer, stride)(x), 0.1)
-        outputs.append(x)
-    return outputs
-
-
-def torch_period(ours: PeriodDiscriminator, x: torch.Tensor) -> list[torch.Tensor]:
-    x = functional.pad(x[:, None], (0, ours.period - x.shape[1] % ours.period), mode="reflect")
-    folded = x.unflatten(2, (-1, ours.period))
-    outputs = torch_layers(folded, ours.layers, [(3, 1)] * (len(ours.layers) - 1) + [(1, 1)])
-    return [*outputs, conv(ours.judge, (1, 1))(outputs[-1])]
-
-
-def torch_spectrum(ours: SpectrumDiscriminator, x: torch.Tensor) -> list[torch.Tensor]:
-    window_length, hop = ours.window_length, ours.window_length // 4
-    pad = (window_length - hop) // 2
-    x = functional.pad(x[:, None], (pad, pad + -x.shape[1] % hop), mode="reflect")[:, 0]
-    window = torch.hann_window(window_length)
-    spectrum = torch.stft(x, window_length, hop, window=window, return_complex=True)[..., 2:-2]
-    parts = torch.view_as_real(spectrum).permute(0, 3, 2, 1)
-    bins = window_length // 2 + 1
-    strides = [(1, 1), (1, 2), (1, 2), (1, 2), (1, 1)]
-    by_band = [
-        torch_layers(parts[..., int(low * bins) : int(high * bins)], layers, strides)
-        for (low, high), layers in zip(BANDS, ours.bands, strict=True)
-    ]
-    judged = conv(ours.judge, (1, 1))(torch.cat([outputs[-1] for outputs in by_band], dim=-1))
-    return [*(output for outputs in by_band for output in outputs), judged]
-
-
-def torch_discriminators(ours: Discriminators, x: torch.Tensor) -> list[list[torch.Tensor]]:
-    x = x[:, 0] - x[:, 0].mean(dim=1, keepdim=True)
-    x = 0.8 * x / (x.abs().max(dim=1, keepdim=True)[0] + 1e-9)
-    kinds = {PeriodDiscriminator: torch_period, SpectrumDiscriminator: torch_spectrum}
-    return [kinds[type(each)](each, x) for each in ours.all]
-
-
 @functools.cache
 def small_discriminators() -> Discriminators:
-    rngs = nnx.Rngs(0)
-    made = Discriminators((), (), rngs=rngs)
-    made.all = nnx.List(
-        [
-            PeriodDiscriminator(2, (4, 8, 16), rngs=rngs),
-            PeriodDiscriminator(5, (4, 8, 16), rngs=rngs),
-            SpectrumDiscriminator(512, 4, rngs=rngs),
-            SpectrumDiscriminator(256, 4, rngs=rngs),
-        ]
-    )
-    return made
+    return Discriminators((2, 5), (512, 256), (4, 8, 16), 4, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("samples", [16_000, 15_999])
 def test_features_of_discriminators(samples: int) -> None:
     clip = two_clips()[0][..., :samples]
     ours = jax.jit(lambda model, x: model(x))(small_discriminators(), clip)
-    theirs = torch_discriminators(small_discriminators(), torch.tensor(clip))
+    theirs = torch_training.Judges(small_discriminators())(torch.tensor(clip))
     for mine, other in zip(ours, theirs, strict=True):
         for features, expected in zip(mine, other, strict=True):
             expected = expected.detach().permute(0, 2, 3, 1).numpy()
@@ -213,43 +125,33 @@ def test_features_of_discriminators(samples: int) -> None:
             np.testing.assert_allclose(features, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
-Outputs = list[list[torch.Tensor]]
-
-
-def torch_discriminator_loss(fake: Outputs, real: Outputs) -> torch.Tensor:
-    return sum(f[-1].square().mean() + (1 - r[-1]).square().mean() for f, r in zip(fake, real, strict=True))
-
-
-def torch_adversarial_loss(fake: Outputs, real: Outputs) -> torch.Tensor:
-    return sum((1 - f[-1]).square().mean() for f in fake)
-
-
-def torch_feature_loss(fake: Outputs, real: Outputs) -> torch.Tensor:
-    pairs = [pair for f, r in zip(fake, real, strict=True) for pair in zip(f[:-1], r[:-1], strict=True)]
-    return sum(functional.l1_loss(a, b.detach()) for a, b in pairs)
-
-
 LOSSES = {
-    "discriminator": (losses.discriminator_loss, torch_discriminator_loss),
-    "adversarial": (lambda fake, real: losses.adversarial_loss(fake), torch_adversarial_loss),
-    "feature": (losses.feature_loss, torch_feature_loss),
+    "discriminator": (losses.discriminator_loss, torch_training.discriminator_loss),
+    "adversarial": (
+        lambda fake, real: losses.adversarial_loss(fake),
+        lambda fake, real: torch_training.adversarial_loss(fake),
+    ),
+    "feature": (losses.feature_loss, torch_training.feature_loss),
 }
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_of_discriminators(name: str) -> None:
     ours, theirs = LOSSES[name]
-    model = small_discriminators()
+    model, judges = small_discriminators(), torch_training.Judges(small_discriminators())
     assert_same(
         lambda x, y: ours(model(x), model(y)),
-        lambda x, y: theirs(torch_discriminators(model, x), torch_discriminators(model, y)),
+        lambda x, y: theirs(judges(x), judges(y)),
         *two_clips(),
     )
 
 
 def test_full_size_is_that_of_the_descript_audio_codec() -> None:
     """Of its layers' shapes: 1 x 32 x 5 ... 1024 x 1024 x 5, and five bands of five layers; counted by hand."""
-    model = nnx.eval_shape(lambda: Discriminators(rngs=nnx.Rngs(0)))
+    how = settings.Discriminators()
+    model = nnx.eval_shape(
+        lambda: Discriminators(how.periods, how.windows, how.period_widths, how.spectrum_width, rngs=nnx.Rngs(0))
+    )
     period = sum(i * o * 5 + o for i, o in ((1, 32), (32, 128), (128, 512), (512, 1024), (1024, 1024))) + 1024 * 3 + 1
     band = 2 * 32 * 27 + 32 + 3 * (32 * 32 * 27 + 32) + 32 * 32 * 9 + 32
     assert sum(leaf.size for leaf in jax.tree.leaves(model)) == 5 * period + 3 * (5 * band + 32 * 9 + 1)
@@ -277,8 +179,7 @@ def test_weight_norm() -> None:
     for ours, theirs in zip(jax.tree.leaves(weight_norm.fold(normed)), jax.tree.leaves(model), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=0)  # a division and a product in float32
 
-    reference = snac.SNAC(**model.config.to_dict())
-    reference.load_state_dict({name: torch.tensor(array) for name, array in to_torch(model).items()})
+    reference = torch_training.reference(model)
     part = speech[..., : 200 * model.config.pad_multiple]
     latents = np.asarray(model.audio_to_latents(part))
     rng = np.random.default_rng(0)

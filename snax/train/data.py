@@ -45,8 +45,10 @@ class Stored(NamedTuple):
         return np.diff(self.bounds)
 
 
-def store(inputs: Sequence[str], rate: int, folder: Path, decoders: int) -> Stored:
-    """This process's part of a corpus, decoded into `folder`, or what was left there by an earlier run on the same.
+def store(
+    inputs: Sequence[str], rate: int, folder: Path, decoders: int, process: int = 0, processes: int = 1
+) -> Stored:
+    """The part of a corpus that is one of several processes', decoded into `folder`, or what was left there by an earlier run on the same.
 
     Raises:
         CorpusError: if the inputs make no corpus.
@@ -57,13 +59,13 @@ def store(inputs: Sequence[str], rate: int, folder: Path, decoders: int) -> Stor
     made_of = {
         "plan": corpus.digest(plan),
         "rate": rate,
-        "process": [jax.process_index(), jax.process_count()],
+        "process": [process, processes],
     }
     index, audio = folder / "clips.json", folder / "audio.int16"
     found = json.loads(index.read_text()) if index.exists() else {}
     if found.get("made_of") != made_of:
         folder.mkdir(parents=True, exist_ok=True)
-        pieces = [piece for shard in plan[jax.process_index() :: jax.process_count()] for piece in shard]
+        pieces = [piece for shard in plan[process::processes] for piece in shard]
         described = _decode((pair for piece in pieces for pair in clips(piece)), rate, audio, decoders)
         found = {"made_of": made_of, **described}
         with replacing(index) as temporary:

@@ -32,8 +32,9 @@ class Conv2d(nnx.Module):
         self.bias = nnx.Param(jax.random.uniform(rngs.params(), (out_channels,), minval=-bound, maxval=bound))
 
     def __call__(self, x: Float[Array, "batch height width _"]) -> Float[Array, "batch _ _ _"]:
+        kernel = self.kernel[...]
         convolved = jax.lax.conv_general_dilated(
-            x, self.kernel[...], self.stride, self.padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+            x.astype(kernel.dtype), kernel, self.stride, self.padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
         return convolved + self.bias[...][None, None, None]
 

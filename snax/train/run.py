@@ -21,7 +21,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
-from .. import checkpoint, pretrained
+from .. import checkpoint, cluster, pretrained
 from ..atomic import replacing
 from ..model import SNAC
 from . import settings as told
@@ -55,11 +55,20 @@ def train(settings: Settings, out: Path, source: str | None, decoders: int) -> P
     model = _model(settings, source)
     config = model.config
     folder = out if jax.process_index() == 0 else out / f"process-{jax.process_index()}"
-    stored = store(settings.data.inputs, config.sampling_rate, folder / "audio", decoders)
+    stored = store(
+        settings.data.inputs,
+        config.sampling_rate,
+        folder / "audio",
+        decoders,
+        jax.process_index(),
+        jax.process_count(),
+    )
     samples = -(-round(settings.data.crop_seconds * config.sampling_rate) // config.pad_multiple) * config.pad_multiple
     held_out = None
-    if settings.data.held_out:
+    if settings.data.held_out and jax.process_index() == 0:
         held_out = store(settings.data.held_out, config.sampling_rate, folder / "held_out", decoders)
+
+    cluster.wait_for_all("decoded")  # what they do together from here on has deadlines
 
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
     everywhere, divided = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
@@ -102,7 +111,7 @@ def train(settings: Settings, out: Path, source: str | None, decoders: int) -> P
         if done % settings.evaluate == 0 or done == settings.steps:
             latest = out / "models" / str(done)
             if not latest.exists():
-                checkpoint.save(_on_one_device(state.average), latest)
+                checkpoint.save(state.average, latest)
             if held_out is not None and journal is not None:
                 journal.validated(done, *validate(_on_one_device(state.average), held_out, _VALIDATED))
             last = time.perf_counter()

@@ -114,7 +114,7 @@ def step(
     if settings.restart:
         usage = _restart(codec.directions, average, usage, quantized, settings.restart, jax.random.fold_in(key, 1))
 
-    metrics |= parts | {"gradient": optax.global_norm(gradient)}
+    metrics |= parts | {"gradient": optax.tree.norm(gradient)}
     for i, seen in enumerate(usage):
         metrics |= {f"level_{i}/{name}": value for name, value in _health(seen).items()}
     return State(state.step + 1, codec, moments, average, usage, judges), metrics
@@ -144,7 +144,7 @@ def _taught(judges: Judges, decoded: Array, audio: Array, settings: Settings) ->
     optimizer = _optimizer(settings.optimizer, settings.optimizer.clip_discriminators)
     updates, moments = optimizer.update(gradient, judges.moments, judges.networks)
     taught = Judges(optax.apply_updates(judges.networks, updates), moments)
-    return taught, {"discriminators": loss, "gradient_of_discriminators": optax.global_norm(gradient)}
+    return taught, {"discriminators": loss, "gradient_of_discriminators": optax.tree.norm(gradient)}
 
 
 def _features(networks: Discriminators, audio: Array) -> list[list[Array]]:

@@ -1,0 +1,192 @@
+"""Training in torch, as the reference would be trained: what ours is measured by, in tests and in benchmarks."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import snac
+import torch
+from flax import nnx
+from torch import nn
+from torch.nn import functional
+
+import snax
+from snax.spectra import MEL_SCALES, STFT_WINDOWS, mel_filters
+from snax.torch_weights import to_torch
+from snax.train.discriminators import BANDS, Discriminators, PeriodDiscriminator, SpectrumDiscriminator
+from snax.train.settings import Settings
+
+Outputs = list[list[torch.Tensor]]
+
+
+def reference(model: snax.SNAC) -> snac.SNAC:
+    """The same model as the reference has it, with its weight norm."""
+    theirs = snac.SNAC(**model.config.to_dict())
+    theirs.load_state_dict({name: torch.tensor(array) for name, array in to_torch(model).items()})
+    return theirs
+
+
+def magnitude(x: torch.Tensor, window_length: int) -> torch.Tensor:
+    window = torch.hann_window(window_length)
+    return torch.stft(x[:, 0], window_length, window_length // 4, window=window, return_complex=True).abs()
+
+
+def log(x: torch.Tensor, power: int) -> torch.Tensor:
+    return x.clamp(1e-5).pow(power).log10()
+
+
+def mel_loss(x: torch.Tensor, y: torch.Tensor, rate: int) -> torch.Tensor:
+    loss = torch.zeros(())
+    for window_length, bands in MEL_SCALES:
+        filters = torch.tensor(mel_filters(rate, window_length, bands)).T
+        x_mel, y_mel = (filters @ magnitude(each, window_length) for each in (x, y))
+        loss = loss + functional.l1_loss(log(x_mel, 1), log(y_mel, 1))
+    return loss
+
+
+def stft_loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    loss = torch.zeros(())
+    for window_length in STFT_WINDOWS:
+        ours, theirs = (magnitude(each, window_length) for each in (x, y))
+        loss = loss + functional.l1_loss(log(ours, 2), log(theirs, 2)) + functional.l1_loss(ours, theirs)
+    return loss
+
+
+def quantize(quantizer: Any, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Quantized latents, and the losses of commitment and codebook that the reference once had."""
+    residual, quantized = latents, torch.zeros_like(latents)
+    commitment = codebook = torch.zeros(())
+    for level in quantizer.quantizers:
+        added, codes = level(residual)
+        vectors = level.in_proj(functional.avg_pool1d(residual, level.stride, level.stride))
+        rows = level.decode_code(codes)
+        commitment = commitment + functional.mse_loss(vectors, rows.detach())
+        codebook = codebook + functional.mse_loss(rows, vectors.detach())
+        quantized, residual = quantized + added, residual - added
+    return quantized, commitment, codebook
+
+
+def conv(layer: nnx.Module, stride: tuple[int, int]) -> nn.Conv2d:
+    """The same layer in torch."""
+    height, width, ins, outs = layer.kernel.shape
+    theirs = nn.Conv2d(ins, outs, (height, width), stride, (height // 2, width // 2))
+    theirs.weight.data = torch.tensor(np.asarray(layer.kernel[...]).transpose(3, 2, 0, 1))
+    theirs.bias.data = torch.tensor(np.asarray(layer.bias[...]))
+    return theirs
+
+
+def run(layers: Sequence[nn.Conv2d], x: torch.Tensor) -> list[torch.Tensor]:
+    outputs = []
+    for layer in layers:
+        x = functional.leaky_relu(layer(x), 0.1)
+        outputs.append(x)
+    return outputs
+
+
+class Period(nn.Module):
+    def __init__(self, ours: PeriodDiscriminator):
+        super().__init__()
+        self.period = ours.period
+        strides = [(3, 1)] * (len(ours.layers) - 1) + [(1, 1)]
+        self.layers = nn.ModuleList(conv(layer, stride) for layer, stride in zip(ours.layers, strides, strict=True))
+        self.judge = conv(ours.judge, (1, 1))
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        x = functional.pad(x[:, None], (0, self.period - x.shape[1] % self.period), mode="reflect")
+        outputs = run(self.layers, x.unflatten(2, (-1, self.period)))
+        return [*outputs, self.judge(outputs[-1])]
+
+
+class Spectrum(nn.Module):
+    def __init__(self, ours: SpectrumDiscriminator):
+        super().__init__()
+        self.window_length = ours.window_length
+        strides = [(1, 1), (1, 2), (1, 2), (1, 2), (1, 1)]
+        self.bands = nn.ModuleList(
+            nn.ModuleList(conv(layer, stride) for layer, stride in zip(layers, strides, strict=True))
+            for layers in ours.bands
+        )
+        self.judge = conv(ours.judge, (1, 1))
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        hop = self.window_length // 4
+        pad = (self.window_length - hop) // 2
+        x = functional.pad(x[:, None], (pad, pad + -x.shape[1] % hop), mode="reflect")[:, 0]
+        window = torch.hann_window(self.window_length)
+        spectrum = torch.stft(x, self.window_length, hop, window=window, return_complex=True)[..., 2:-2]
+        parts = torch.view_as_real(spectrum).permute(0, 3, 2, 1)
+        bins = self.window_length // 2 + 1
+        by_band = [
+            run(layers, parts[..., int(low * bins) : int(high * bins)])
+            for (low, high), layers in zip(BANDS, self.bands, strict=True)
+        ]
+        judged = self.judge(torch.cat([outputs[-1] for outputs in by_band], dim=-1))
+        return [*(output for outputs in by_band for output in outputs), judged]
+
+
+class Judges(nn.Module):
+    def __init__(self, ours: Discriminators):
+        super().__init__()
+        kinds = {PeriodDiscriminator: Period, SpectrumDiscriminator: Spectrum}
+        self.all = nn.ModuleList(kinds[type(each)](each) for each in ours.all)
+
+    def forward(self, x: torch.Tensor) -> Outputs:
+        x = x[:, 0] - x[:, 0].mean(dim=1, keepdim=True)
+        x = 0.8 * x / (x.abs().max(dim=1, keepdim=True)[0] + 1e-9)
+        return [each(x) for each in self.all]
+
+
+def discriminator_loss(fake: Outputs, real: Outputs) -> torch.Tensor:
+    return sum(f[-1].square().mean() + (1 - r[-1]).square().mean() for f, r in zip(fake, real, strict=True))
+
+
+def adversarial_loss(fake: Outputs) -> torch.Tensor:
+    return sum((1 - f[-1]).square().mean() for f in fake)
+
+
+def feature_loss(fake: Outputs, real: Outputs) -> torch.Tensor:
+    pairs = [pair for f, r in zip(fake, real, strict=True) for pair in zip(f[:-1], r[:-1], strict=True)]
+    return sum(functional.l1_loss(a, b.detach()) for a, b in pairs)
+
+
+class Trainer:
+    """The step of `snax.train.step` without noise and without restarts."""
+
+    def __init__(self, model: snax.SNAC, judges: Discriminators | None, settings: Settings):
+        self.model, self.settings = reference(model), settings
+        self.rate = model.config.sampling_rate
+        self.judges = None if judges is None else Judges(judges)
+        self.optimizer, self.schedule = self._optimizer(self.model)
+        if self.judges is not None:
+            self.judging, self.judging_schedule = self._optimizer(self.judges)
+
+    def step(self, audio: torch.Tensor) -> dict[str, float]:
+        weights, how = self.settings.losses, self.settings.optimizer
+        latents = self.model.encoder(audio)
+        quantized, commitment, codebook = quantize(self.model.quantizer, latents)
+        decoded = self.model.decoder(quantized)
+        parts = {"commitment": commitment, "codebook": codebook, "mel": mel_loss(decoded, audio, self.rate)}
+        if self.judges is not None:
+            loss = discriminator_loss(self.judges(decoded.detach()), self.judges(audio))
+            self.judging.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.judges.parameters(), how.clip_discriminators)
+            self.judging.step()
+            self.judging_schedule.step()
+            fake, real = self.judges(decoded), self.judges(audio)
+            parts |= {"adversarial": adversarial_loss(fake), "feature": feature_loss(fake, real)}
+        total = sum(getattr(weights, name) * part for name, part in parts.items())
+        self.optimizer.zero_grad()
+        total.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), how.clip)
+        self.optimizer.step()
+        self.schedule.step()
+        said = {name: part.item() for name, part in parts.items()} | {"loss": total.item(), "gradient": norm.item()}
+        return said if self.judges is None else said | {"discriminators": loss.item()}
+
+    def _optimizer(self, module: nn.Module) -> tuple[torch.optim.Optimizer, Any]:
+        how = self.settings.optimizer
+        optimizer = torch.optim.AdamW(
+            module.parameters(), how.learning_rate, betas=how.betas, weight_decay=how.weight_decay
+        )
+        return optimizer, torch.optim.lr_scheduler.ExponentialLR(optimizer, how.decay)
