@@ -3,11 +3,6 @@
 import dataclasses
 import functools
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,18 +10,14 @@ from typing import Any
 import audio
 import jax
 import jax.numpy as jnp
-import jobs
 import numpy as np
 import pytest
 import small
-import snac
 import soundfile
 import torch
 import torch_training
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-import snax
-from snax import torch_files
 from snax.train import data, settings
 from snax.train.step import begin, step
 from snax.train.weight_norm import fold
@@ -231,102 +222,3 @@ def test_clips_that_can_not_be_read(tmp_path: Path) -> None:
     soundfile.write(folder / "silent.wav", np.zeros(100), 16_000)
     with pytest.raises(data.DataError, match="3 of 15 clips of process 0 can't be used: bad.wav: "):
         data.store([str(folder)], 16_000, tmp_path / "store", 1)
-
-
-SETTINGS = """
-steps = 8
-log = 2
-evaluate = 4
-checkpoint = 2
-restart = 0.2
-[model]
-sampling_rate = 16000
-encoder_dim = 8
-encoder_rates = [2, 4]
-decoder_dim = 16
-decoder_rates = [4, 2]
-codebook_size = 64
-vq_strides = [4, 2, 1]
-[data]
-inputs = ["INPUTS"]
-held_out = ["HELD_OUT"]
-crop_seconds = 0.2
-batch = 4
-[optimizer]
-learning_rate = 1e-3
-[discriminators]
-begin = 5
-periods = [2]
-period_widths = [4, 8]
-windows = [256]
-spectrum_width = 4
-"""
-
-
-@pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Settings, and the audio that they name."""
-    folder = tmp_path_factory.mktemp("told")
-    clips = folder / "clips"
-    clips.mkdir()
-    samples, rate = soundfile.read(DATA / "speech_7s.wav", dtype="float32")
-    for i in range(40):
-        soundfile.write(clips / f"{i:02}.wav", samples[i * 2000 : i * 2000 + 20_000], rate)
-    content = SETTINGS.replace("INPUTS", str(clips)).replace("HELD_OUT", str(DATA / "speech_7s.wav"))
-    path = folder / "settings.toml"
-    path.write_text(content)
-    return path
-
-
-def start(told: Path, out: Path, *options: str) -> list[subprocess.Popen[str]]:
-    """Two processes of two devices each."""
-    return jobs.together([sys.executable, "-m", "snax.cli", "train", str(told), "-o", str(out), *options], 2, 2)
-
-
-def checkpoints(out: Path) -> list[int]:
-    return sorted(int(path.name) for path in (out / "checkpoints").glob("[0-9]*") if path.name.isdigit())
-
-
-def test_a_killed_run_ends_with_the_same_parameters(told: Path, tmp_path: Path) -> None:
-    """Two processes; one run undisturbed, one with every process killed after its second checkpoint."""
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    jobs.finish(start(told, undisturbed))
-
-    running = start(told, killed)
-    deadline = time.monotonic() + 120
-    while not checkpoints(killed) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    for process in running:
-        os.killpg(process.pid, signal.SIGKILL)
-    for process in running:
-        process.communicate()
-    at = checkpoints(killed)
-    assert at
-    assert at[-1] < 8, "was not killed in time"
-    jobs.finish(start(told, killed))
-
-    ours, theirs = (snax.load(out / "models" / "8") for out in (killed, undisturbed))
-    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_array_equal(one, other)
-
-    def said(out: Path) -> list[dict[str, Any]]:
-        lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-        return [{key: value for key, value in line.items() if key != "steps_per_second"} for line in lines]
-
-    assert said(killed) == said(undisturbed)
-    steps = [(line["step"], line["kind"]) for line in said(killed)]
-    assert steps == [(2, "train"), (4, "train"), (4, "held_out"), (6, "train"), (8, "train"), (8, "held_out")]
-    assert "adversarial" in said(killed)[-2]
-    assert "adversarial" not in said(killed)[0]
-    assert checkpoints(killed) == [6, 8]
-    assert list((killed / "tensorboard").glob("events*"))
-
-    # What came of it is a model like any other: in torch too.
-    torch_files.write_folder(ours, tmp_path / "torch")
-    reference = snac.SNAC.from_config(str(tmp_path / "torch" / "config.json"))
-    reference.load_state_dict(torch.load(tmp_path / "torch" / "pytorch_model.bin", weights_only=True))
-    clip = audio.clip("speech_7s.wav", 16_000, 1)
-    codes = ours.encode(clip)
-    expected = reference.eval().encode(torch.tensor(clip))
-    for mine, its in zip(codes, expected, strict=True):
-        np.testing.assert_array_equal(mine, its)

@@ -48,7 +48,7 @@ class Stored(NamedTuple):
 def store(
     inputs: Sequence[str], rate: int, folder: Path, decoders: int, process: int = 0, processes: int = 1
 ) -> Stored:
-    """The part of a corpus that is one of several processes', decoded into `folder`, or what was left there by an earlier run on the same.
+    """One process's part of a corpus, decoded into `folder`, or what an earlier run on the same left there.
 
     Raises:
         CorpusError: if the inputs make no corpus.
