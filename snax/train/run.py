@@ -165,7 +165,7 @@ def _resumed(
         for name, leaf in _leaves(abstract).items()
     }
     leaves = checkpoints.load_pytree(checkpoints.latest, wanted)
-    batches.set_state(checkpoints.latest.metadata.custom_metadata["data"])
+    batches.set_state(checkpoints.metadata(checkpoints.latest).custom_metadata["data"])
     return jax.tree.unflatten(jax.tree.structure(abstract), [leaves[name] for name in wanted])
 
 
