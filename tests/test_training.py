@@ -3,6 +3,11 @@
 import dataclasses
 import functools
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +15,7 @@ from typing import Any
 import audio
 import jax
 import jax.numpy as jnp
+import jobs
 import numpy as np
 import pytest
 import small
@@ -18,6 +24,7 @@ import torch
 import torch_training
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+import snax
 from snax.train import data, settings
 from snax.train.step import begin, step
 from snax.train.weight_norm import fold
@@ -222,3 +229,46 @@ def test_clips_that_can_not_be_read(tmp_path: Path) -> None:
     soundfile.write(folder / "silent.wav", np.zeros(100), 16_000)
     with pytest.raises(data.DataError, match="3 of 15 clips of process 0 can't be used: bad.wav: "):
         data.store([str(folder)], 16_000, tmp_path / "store", 1)
+
+
+SETTINGS = """
+steps = 40
+log = 10
+evaluate = 20
+checkpoint = 10
+restart = 0.2
+[model]
+sampling_rate = 16000
+encoder_dim = 8
+encoder_rates = [2, 4]
+decoder_dim = 16
+decoder_rates = [4, 2]
+codebook_size = 64
+vq_strides = [4, 2, 1]
+[data]
+inputs = ["{folder}/*.wav"]
+held_out = ["{folder}/speech_3s.wav"]
+crop_seconds = 0.2
+batch = 4
+"""
+
+
+def test_a_killed_run_ends_with_the_same_parameters(tmp_path: Path) -> None:
+    """A real process, killed after its first checkpoint, and one that is left alone."""
+    (tmp_path / "told.toml").write_text(SETTINGS.format(folder=audio.DATA))
+
+    def start(out: Path) -> subprocess.Popen[str]:
+        return jobs.run([sys.executable, "-m", "snax.cli", "train", str(tmp_path / "told.toml"), "-o", str(out)])
+
+    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
+    process = start(killed)
+    while process.poll() is None and not (killed / "checkpoints" / "10").exists():
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "was not killed in time"
+    jobs.finish([start(killed)])
+    jobs.finish([start(undisturbed)])
+    ours, theirs = (snax.load(out / "models" / "40") for out in (killed, undisturbed))
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_array_equal(one, other)
