@@ -1,9 +1,11 @@
 """Several hosts as one job, through JAX's own runtime; and the signal that a host is about to be taken away."""
 
+import contextlib
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 
 import jax
 from orbax.checkpoint import multihost
@@ -39,6 +41,19 @@ def leave(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+@contextlib.contextmanager
+def leaving_on_errors() -> Iterator[None]:
+    """In a job of several processes an error in the block is said and ends this process at once: an orderly end would
+    wait for the others, and they for this process."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if jax.process_count() == 1:
+            raise
+        print(f"snax: process {jax.process_index()}: {type(error).__name__}: {error}", file=sys.stderr)
+        leave(2)
 
 
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def _run(arguments: argparse.Namespace) -> int:
         for clip, (samples, _) in decoders.map(contents):
             if isinstance(samples, reading.Unreadable):
                 unreadable.append(f"{clip.id}: {samples.reason}")
-                bar.write(f"snax: {clip.id} can't be read: {samples.reason}")
+                bar.write(f"snax: {clip.id} can't be read: {samples.reason}", file=sys.stderr)
             else:
                 yield clip.id, samples[0]
 

@@ -79,6 +79,8 @@ def pesq(audio: Audio, target: Audio, rate: int) -> float:
     # Imported where it is used: it needs a C compiler to be installed, and training does without.
     import pesq as package
 
+    if not target.any():  # which the package divides by
+        return math.nan
     audio, target = (soxr.resample(each, rate, 16_000) for each in (audio, target))
     try:
         return float(package.pesq(16_000, target, audio, "wb"))

@@ -70,15 +70,9 @@ def _run(arguments: argparse.Namespace) -> int:
         decoders=arguments.decoders,
     )
     report = functools.partial(print, flush=True) if arguments.json else lambda line: None
-    try:
+    with cluster.leaving_on_errors():
         model = pretrained.load(arguments.model)
         end = run.extract(model, job, lambda event: report(json.dumps(event)))
-    except (Exception, KeyboardInterrupt) as error:
-        if jax.process_count() == 1:
-            raise
-        # An orderly end would wait for the others, and they for this process.
-        print(f"snax: process {jax.process_index()}: {type(error).__name__}: {error}", file=sys.stderr)
-        cluster.leave(2)
     if jax.process_index() == 0:
         print(_last_words(end, job.out), file=sys.stderr)
     return 0

@@ -33,13 +33,8 @@ def _run(arguments: argparse.Namespace) -> int:
     cluster.exit_on_sigterm()
     cluster.join(arguments.coordinator, arguments.num_processes, arguments.process_id)
     cluster.keep_what_is_compiled()
-    try:
+    with cluster.leaving_on_errors():
         last = run.train(told, arguments.out, arguments.source, os.cpu_count() or 1)
-    except (Exception, KeyboardInterrupt) as error:
-        if jax.process_count() == 1:
-            raise
-        print(f"snax: process {jax.process_index()}: {type(error).__name__}: {error}", file=sys.stderr)
-        cluster.leave(2)
     if jax.process_index() == 0:
         print(f"The trained codec: snax.load({os.fspath(last)!r})", file=sys.stderr)
     return 0

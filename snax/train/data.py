@@ -5,6 +5,7 @@ it begins, 16 bits a sample, at the codec's rate (100 hours at 24 kHz take 17 GB
 """
 
 import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,7 +86,7 @@ def _decode(contents: Iterable[tuple[Clip, Any]], rate: int, path: Path, count: 
                 bar.update()
                 if isinstance(audio, Unreadable):
                     unreadable.append((clip.id, audio.reason))
-                    bar.write(f"snax: {clip.id} is left out: {audio.reason}")
+                    bar.write(f"snax: {clip.id} is left out: {audio.reason}", file=sys.stderr)
                     continue
                 peak = float(np.abs(audio).max())
                 if peak == 0:  # silence has no level

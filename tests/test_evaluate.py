@@ -1,0 +1,118 @@
+"""`snax eval`: each metric beside what defines it, the counts of codes, and the command from folder to table."""
+
+import json
+import math
+from pathlib import Path
+
+import audio
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+import torch
+from numpy.random import default_rng
+
+import snax
+from snax import cli
+from snax.evaluate import metrics, report
+from snax.evaluate.score import CodebookUse
+from snax.train import losses
+
+RATE = 16_000
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[np.ndarray, np.ndarray]:
+    """Speech, and the same with noise."""
+    speech = audio.clip("speech_3s.wav", RATE, 2.5)[0, 0].astype(np.float32)
+    return (speech + 0.02 * default_rng(0).standard_normal(speech.size)).astype(np.float32), speech
+
+
+def test_distances_are_the_losses(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    """NumPy's and XLA's: to a few of float32's steps, in sums of thousands and their logarithms."""
+    ours, theirs = (jnp.asarray(each)[None, None] for each in pair)
+    assert metrics.mel_distance(*pair, RATE) == pytest.approx(float(losses.mel_loss(ours, theirs, RATE)), rel=1e-5)
+    assert metrics.stft_distance(*pair) == pytest.approx(float(losses.stft_loss(ours, theirs)), rel=1e-5)
+
+
+def test_si_sdr(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    """Of a signal with noise that is orthogonal to it, the ratio of their energies, however loud and wherever zero is;
+    of anything, what torch's own arithmetic makes of the paper's definition."""
+    time = np.arange(RATE)
+    tone, other = (np.sin(2 * np.pi * cycles * time / RATE) for cycles in (100, 300))
+    assert metrics.si_sdr(
+        0.3 * (tone + 0.1 * other) + 0.2,
+        tone,
+    ) == pytest.approx(20, abs=1e-6)
+    assert metrics.si_sdr(tone, tone) > 150
+    assert metrics.si_sdr(other, tone) < -150
+    ours, theirs = (torch.tensor(each, dtype=torch.float64) for each in pair)
+    ours, theirs = ours - ours.mean(), theirs - theirs.mean()
+    signal = torch.dot(ours, theirs) / theirs.square().sum() * theirs
+    expected = 10 * torch.log10(signal.square().sum() / (signal - ours).square().sum())
+    assert metrics.si_sdr(*pair) == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_scores_rank(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    """The more noise, the worse by every metric; what is perfect is scored as such."""
+    noisy, speech = pair
+    perfect, little, much = (
+        metrics.scores(each, speech, RATE, with_pesq=True) for each in (speech, noisy, speech + 4 * (noisy - speech))
+    )
+    for name in ("mel", "stft"):
+        assert 0 == perfect[name] < little[name] < much[name]
+    for name in ("si_sdr", "stoi", "pesq"):
+        assert perfect[name] > little[name] > much[name]
+    assert perfect["stoi"] == pytest.approx(1, abs=1e-6)
+    assert perfect["pesq"] == pytest.approx(4.64, abs=0.01)  # the highest that P.862.2 maps to
+
+
+def test_what_can_not_be_measured_is_left_out() -> None:
+    """STOI needs 0.4 s of speech, PESQ an utterance: NaN, which means leave out."""
+    short, silent = default_rng(0).standard_normal(2000).astype(np.float32), np.zeros(RATE, np.float32)
+    assert math.isnan(metrics.stoi(short, short, RATE))
+    assert math.isnan(metrics.pesq(silent, silent, RATE))
+    assert metrics.mean([1.0, math.nan, 2.0]) == 1.5
+    assert math.isnan(metrics.mean([math.nan]))
+
+
+def test_codebook_use() -> None:
+    """Rows chosen equally often carry the logarithm of their number in bits; one row carries none."""
+    model = small.model()
+    use = CodebookUse(model)
+    strides = model.config.vq_strides
+    frames = math.lcm(*strides) * 16
+    levels = [np.tile(np.arange(4), frames) for _ in strides]
+    levels[0] = np.zeros(frames, np.int64)
+    use.add(snax.EncodedClip(tuple(levels), 1))
+    assert use.used == pytest.approx([rows / model.config.codebook_size for rows in (1, *[4] * (len(strides) - 1))])
+    assert use.entropies == pytest.approx([0, *[2] * (len(strides) - 1)])
+    assert use.information_rate == pytest.approx(sum(2 * rate for rate in model.config.code_rates[1:]))
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two clips and one that can't be read: a table with all means, a line a clip, a picture, and exit code 1."""
+    model = small.model()
+    snax.save(model, tmp_path / "model")
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for name in ("speech_3s.wav", "guit_em9.flac"):
+        (clips / name).symlink_to(audio.DATA / name)
+    arguments = ["eval", str(clips), "-m", str(tmp_path / "model"), "-o", str(tmp_path / "out")]
+    assert cli.main(arguments) == 0
+    table = capsys.readouterr().out
+    assert all(what in table for what in report.METRICS.values())
+    assert "2 clips" in table
+    assert f"bit rate {model.config.bitrate / 1000:.2f} kbps" in table
+    lines = [json.loads(line) for line in (tmp_path / "out" / "clips.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == ["guit_em9.flac", "speech_3s.wav"]
+    found = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert found["metrics"]["mel"]["mean"] == pytest.approx(sum(line["mel"] for line in lines) / 2)
+    assert (tmp_path / "out" / "scores.png").read_bytes().startswith(b"\x89PNG")
+
+    (clips / "bad.wav").write_bytes(b"RIFF")
+    assert cli.main([*arguments[:4], "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out)["clips"] == 2
+    assert json.loads(out)["unreadable"][0].startswith("bad.wav: ")
+    assert "bad.wav can't be read" in err
