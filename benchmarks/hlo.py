@@ -1,5 +1,6 @@
 """What a compiled program moves and computes, read from its text: `jax.stages.Compiled.as_text()`."""
 
+import functools
 import math
 import re
 from collections.abc import Iterator
@@ -69,24 +70,28 @@ def _walk(computations: dict[str, list[Instruction]], name: str, times: int) -> 
             yield Executed(each, times, *(times * n for n in moved), times * int(cycles[1]) if cycles else 0)
 
 
-def _moved(each: Instruction, types: dict[str, str], everything: bool) -> int:
-    def size(type_: str) -> int:
-        arrays = re.findall(r"(\w+)\[([\d,]*)\](\{[^}]*\})?", type_)
-        return sum(
-            BYTES[dtype] * math.prod(int(n) for n in shape.split(",") if n)
-            for dtype, shape, layout in arrays
-            if dtype in BYTES and (everything or "S(" not in layout)
-        )
+def size(type_: str, everything: bool = True) -> int:
+    """The bytes of an array or a tuple of them, as the program's text names their type; not `everything`: of those in
+    main memory."""
+    arrays = re.findall(r"(\w+)\[([\d,]*)\](\{[^}]*\})?", type_)
+    return sum(
+        BYTES[dtype] * math.prod(int(n) for n in shape.split(",") if n)
+        for dtype, shape, layout in arrays
+        if dtype in BYTES and (everything or "S(" not in layout)
+    )
 
+
+def _moved(each: Instruction, types: dict[str, str], everything: bool) -> int:
+    size_ = functools.partial(size, everything=everything)
     operands = [types.get(name, "") for name in each.operands]
     match each.opcode:
         case "dynamic-update-slice":  # in place
-            return 2 * size(operands[1])
+            return 2 * size_(operands[1])
         case "dynamic-slice":
-            return 2 * size(each.type)
+            return 2 * size_(each.type)
         case "copy-start":  # its type names the source too
-            return size(operands[0]) + size(each.type.split("}, ")[0])
-    return size(each.type) + sum(map(size, operands))
+            return size_(operands[0]) + size_(each.type.split("}, ")[0])
+    return size_(each.type) + sum(map(size_, operands))
 
 
 def _computations(text: str) -> tuple[dict[str, list[Instruction]], str]:

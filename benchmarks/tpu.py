@@ -1,11 +1,14 @@
 """What TPUs would run, compiled here without one: `python -m benchmarks.tpu`.
 
 In an environment of its own (see benchmarks/README.md): libtpu compiles for any topology on a plain machine. For each
-published architecture, encoding and decoding 4 clips of 10.24 s a chip. Writes benchmarks/tpu.json.
+published architecture, encoding and decoding 4 clips of 10.24 s a chip; and the training step of
+recipes/snac_24khz.toml, discriminators and all, one example a chip. Writes benchmarks/tpu.json.
 """
 
 import collections
+import dataclasses
 import datetime
+import functools
 import json
 import os
 import re
@@ -28,9 +31,12 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import snax
-from benchmarks.hlo import COLLECTIVES, executed
+from benchmarks.hlo import COLLECTIVES, executed, size
 from snax.config import PUBLISHED_CONFIGS
+from snax.train import settings
+from snax.train.step import begin, step
 
+HERE = Path(__file__).parent
 CLIPS, SECONDS = 4, 10.24  # on each chip
 
 CASES = [
@@ -51,9 +57,57 @@ def main() -> None:
         rows.append(analyse(topology, name, what, dtype))
         print(json.dumps({k: v for k, v in rows[-1].items() if k != "kinds"}), flush=True)
     print_kinds(rows[0])
+    training = [train("v5e:16x16", dtype) for dtype in ("bfloat16", "float32")]
     header = {"date": datetime.date.today().isoformat(), "jax": jax.__version__}
-    path = Path(__file__).parent / "tpu.json"
-    path.write_text(json.dumps(header | {"per second of audio": rows}, indent=1) + "\n")
+    (HERE / "tpu.json").write_text(
+        json.dumps(header | {"per second of audio": rows, "training step": training}, indent=1) + "\n"
+    )
+
+
+def train(topology: str, dtype: str) -> dict[str, Any]:
+    """A step: what each chip keeps and exchanges."""
+    told = dataclasses.replace(settings.read(HERE.parent / "recipes" / "snac_24khz.toml"), dtype=dtype)
+    config = told.model
+    assert config is not None
+    devices = topologies.get_topology_desc(topology_name=topology, platform="tpu").devices
+    mesh = Mesh(np.array(devices), ("data",))
+    everywhere, divided = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+    samples = -(-round(told.data.crop_seconds * config.sampling_rate) // config.pad_multiple) * config.pad_multiple
+    model = nnx.eval_shape(lambda: snax.SNAC(config, rngs=nnx.Rngs(0)))
+    state = jax.eval_shape(functools.partial(begin, settings=told), model)
+    state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), state)
+    audio = jax.ShapeDtypeStruct((told.data.batch, 1, samples), jnp.float32, sharding=divided)
+    take = jax.jit(functools.partial(step, settings=told, judged=True), donate_argnums=0, out_shardings=everywhere)
+    start = time.perf_counter()
+    compiled = take.lower(state, audio).compile()
+    seconds = time.perf_counter() - start
+    memory = compiled.memory_analysis()
+    exchanged: collections.Counter[str] = collections.Counter()
+    for name, bytes_ in collectives(compiled.as_text()):
+        exchanged[name] += bytes_
+    trained = [state.codec, state.judges.networks] if state.judges else [state.codec]
+    row = {
+        "topology": topology,
+        "dtype": dtype,
+        "batch": told.data.batch,
+        "compile_s": round(seconds, 1),
+        "arguments_MB": round(memory.argument_size_in_bytes / 1e6),
+        "temporary_MB": round(memory.temp_size_in_bytes / 1e6),
+        "gradients_MB": round(sum(leaf.size for leaf in jax.tree.leaves(trained)) * 4 / 1e6, 1),
+        "exchanged_MB": {name: round(bytes_ / 1e6, 3) for name, bytes_ in exchanged.items()},
+    }
+    print(json.dumps(row), flush=True)
+    return row
+
+
+def collectives(text: str) -> list[tuple[str, int]]:
+    """Each collective of a compiled program that names what it is for, and the bytes of its result."""
+    found = []
+    for line in text.splitlines():
+        if match := re.search(rf" = (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(", line):
+            scope = re.search(r'op_name="([^"]*)"', line)
+            found.append((f"{match[2]} {scope[1].rpartition('/')[2] if scope else ''}".strip(), size(match[1])))
+    return found
 
 
 def analyse(topology: str, name: str, what: str, dtype: Any) -> dict[str, Any]:

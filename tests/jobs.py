@@ -28,7 +28,7 @@ def start(
     return together(command(inputs, out, model, **options), processes, devices)
 
 
-def together(line: list[str], processes: int, devices: int) -> list[subprocess.Popen[str]]:
+def together(line: list[str], processes: int, devices: int, **environment: str) -> list[subprocess.Popen[str]]:
     """A job's processes, each with so many devices."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -38,7 +38,7 @@ def together(line: list[str], processes: int, devices: int) -> list[subprocess.P
         [f"--coordinator=127.0.0.1:{port}", f"--num-processes={processes}", f"--process-id={i}"]
         for i in range(processes)
     ]
-    return [run(line + (each if processes > 1 else []), XLA_FLAGS=flags) for each in several]
+    return [run(line + (each if processes > 1 else []), XLA_FLAGS=flags, **environment) for each in several]
 
 
 def finish(running: list[subprocess.Popen[str]]) -> list[str]:

@@ -18,18 +18,22 @@ import jax.numpy as jnp
 import jobs
 import numpy as np
 import pytest
+import reference
 import small
+import snac
 import soundfile
 import torch
 import torch_training
+from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import snax
-from snax.train import data, settings
+from snax import torch_files
+from snax.train import data, run, settings
+from snax.train.start import fit_quantizer
 from snax.train.step import begin, step
 from snax.train.weight_norm import fold
 
-DATA = Path(__file__).parent / "data"
 CONFIG = dataclasses.replace(small.CONFIG, noise=False)
 TOLD = settings.Settings(
     steps=3,
@@ -37,10 +41,14 @@ TOLD = settings.Settings(
     model=CONFIG,
     # Larger than the codec's own, so that three steps show what is wrong.
     optimizer=settings.Optimizer(learning_rate=1e-3, decay=0.9, clip=10.0),
+    # Not the STFT's: the gradient of single bins' logarithms is as large as a bin is small, and those are rounding.
+    losses=settings.Losses(waveform=1.0),
     discriminators=settings.Discriminators(
         periods=(2, 5), windows=(512, 256), period_widths=(4, 8, 16), spectrum_width=4
     ),
 )
+# Where losses are not what is tested: those of spectra take most of a compilation.
+PLAIN = dataclasses.replace(TOLD, losses=settings.Losses(mel=0.0, waveform=1.0))
 SAMPLES = 4096
 
 
@@ -82,8 +90,8 @@ def test_devices_share_a_step() -> None:
     """On four devices, each with a quarter of the batch, a step is that of one device."""
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
     (batch,) = batches(1)
-    state = begin(small.model(CONFIG), TOLD)
-    take = compiled(TOLD, judged=True)
+    state = begin(small.model(CONFIG), PLAIN)
+    take = compiled(PLAIN, judged=True)
     alone, expected = take(state, batch)
     together, metrics = take(
         jax.device_put(state, NamedSharding(mesh, PartitionSpec())),
@@ -97,21 +105,21 @@ def test_devices_share_a_step() -> None:
 
 def test_bfloat16_computes_in_it_and_keeps_float32() -> None:
     (batch,) = batches(1)
-    state = begin(small.model(CONFIG), TOLD)
-    _, expected = compiled(TOLD, judged=True)(state, batch)
-    narrow = dataclasses.replace(TOLD, dtype="bfloat16")
+    state = begin(small.model(CONFIG), PLAIN)
+    _, expected = compiled(PLAIN, judged=True)(state, batch)
+    narrow = dataclasses.replace(PLAIN, dtype="bfloat16")
     after, metrics = compiled(narrow, judged=True)(state, batch)
     assert {leaf.dtype for leaf in jax.tree.leaves(after) if jnp.issubdtype(leaf.dtype, jnp.floating)} == {
         jnp.dtype("float32")
     }
     # Eight bits of mantissa, 0.4 %, through a dozen layers; and not the same, or nothing was narrow.
-    assert float(metrics["mel"]) == pytest.approx(float(expected["mel"]), rel=0.03)
-    assert float(metrics["mel"]) != float(expected["mel"])
+    assert float(metrics["feature"]) == pytest.approx(float(expected["feature"]), rel=0.03)
+    assert float(metrics["feature"]) != float(expected["feature"])
 
 
 def test_average_and_usage() -> None:
     """The average moves as a moving average does, quickly at first; each codebook's usage sums to its size."""
-    told = dataclasses.replace(TOLD, average=0.5)
+    told = dataclasses.replace(PLAIN, average=0.5)
     state = begin(small.model(CONFIG), told)
     take = compiled(told, judged=False)
     expected = np.asarray(state.average.encoder.conv_in.kernel[...])
@@ -127,14 +135,14 @@ def test_average_and_usage() -> None:
 
 def test_unused_rows_are_restarted() -> None:
     """Rows that are never chosen become vectors of the batch, in the codec and in its average; others stay."""
-    told = dataclasses.replace(TOLD, restart=0.5)
+    told = dataclasses.replace(PLAIN, restart=0.5)
     (batch,) = batches(1)
     model = small.model(CONFIG)
     state = begin(model, told)
     rows = np.arange(CONFIG.codebook_size) < 10
     state = state._replace(usage=tuple(jnp.where(rows, 0.0, 2.0) for _ in state.usage))
     after, _ = compiled(told, judged=False)(state, batch)
-    kept, _ = compiled(TOLD, judged=False)(state, batch)
+    kept, _ = compiled(PLAIN, judged=False)(state, batch)
     for i, (ours, plain) in enumerate(
         zip(after.codec.directions.quantizer.quantizers, kept.codec.directions.quantizer.quantizers, strict=True)
     ):
@@ -145,6 +153,30 @@ def test_unused_rows_are_restarted() -> None:
         average = after.average.quantizer.quantizers[i].codebook[...]
         np.testing.assert_array_equal(average[changed], ours.codebook[...][changed])
         assert (after.usage[i][changed] == 1).all()
+
+
+def test_a_quantizer_that_fits() -> None:
+    """Where training from scratch begins, each level leaves less of the latents than it found, and uses its rows; as
+    they are drawn, each leaves more."""
+    (batch,) = batches(1)
+
+    def left(model: snax.SNAC) -> list[float]:
+        residual = latents = model.audio_to_latents(batch)
+        left = []
+        for level in model.quantizer.quantizers:
+            residual = residual - level(residual)[0]
+            left.append(float(jnp.square(residual).mean() / latents.var((0, 1)).mean()))
+        return left
+
+    drawn = snax.SNAC(dataclasses.replace(CONFIG, codebook_size=256), rngs=nnx.Rngs(0))
+    fitted = jax.jit(fit_quantizer)(drawn, batch)
+    assert left(drawn)[0] > 1
+    assert 1 > left(fitted)[0] > left(fitted)[1] > left(fitted)[2]
+    latents = fitted.audio_to_latents(batch)
+    np.testing.assert_allclose(latents.mean((0, 1)), 0, atol=1e-4)  # float32, of a mean that was a thousand times this
+    assert float(latents.std((0, 1)).mean()) == pytest.approx(1, abs=1e-4)
+    for codes in fitted.encode(batch):
+        assert len(np.unique(codes)) > 0.3 * min(256, codes.size)
 
 
 MISTAKES: dict[str, tuple[str, str]] = {
@@ -231,11 +263,12 @@ def test_clips_that_can_not_be_read(tmp_path: Path) -> None:
         data.store([str(folder)], 16_000, tmp_path / "store", 1)
 
 
+# Of everything a little, and no losses of spectra, which take most of a compilation.
 SETTINGS = """
-steps = 40
-log = 10
-evaluate = 20
-checkpoint = 10
+steps = 12
+log = 2
+evaluate = 6
+checkpoint = 2
 restart = 0.2
 [model]
 sampling_rate = 16000
@@ -246,29 +279,126 @@ decoder_rates = [4, 2]
 codebook_size = 64
 vq_strides = [4, 2, 1]
 [data]
-inputs = ["{folder}/*.wav"]
-held_out = ["{folder}/speech_3s.wav"]
+inputs = ["INPUTS"]
+held_out = ["HELD_OUT"]
 crop_seconds = 0.2
 batch = 4
+[optimizer]
+learning_rate = 1e-3
+[losses]
+mel = 0
+waveform = 10
+[discriminators]
+begin = 9
+periods = [2]
+period_widths = [4, 8]
+windows = [256]
+spectrum_width = 4
 """
 
 
-def test_a_killed_run_ends_with_the_same_parameters(tmp_path: Path) -> None:
-    """A real process, killed after its first checkpoint, and one that is left alone."""
-    (tmp_path / "told.toml").write_text(SETTINGS.format(folder=audio.DATA))
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Settings, and the audio that they name."""
+    folder = tmp_path_factory.mktemp("told")
+    clips = folder / "clips"
+    clips.mkdir()
+    samples, rate = soundfile.read(audio.DATA / "speech_7s.wav", dtype="float32")
+    for i in range(40):
+        soundfile.write(clips / f"{i:02}.wav", samples[i * 2000 : i * 2000 + 20_000], rate)
+    content = SETTINGS.replace("INPUTS", str(clips)).replace("HELD_OUT", str(audio.DATA / "speech_3s.wav"))
+    path = folder / "settings.toml"
+    path.write_text(content)
+    return path
 
-    def start(out: Path) -> subprocess.Popen[str]:
-        return jobs.run([sys.executable, "-m", "snax.cli", "train", str(tmp_path / "told.toml"), "-o", str(out)])
 
-    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
-    process = start(killed)
-    while process.poll() is None and not (killed / "checkpoints" / "10").exists():
+def start(told: Path, out: Path) -> list[subprocess.Popen[str]]:
+    """Two processes of two devices each. What one run compiled the next may use."""
+    line = [sys.executable, "-m", "snax.cli", "train", str(told), "-o", str(out)]
+    return jobs.together(line, 2, 2, JAX_COMPILATION_CACHE_DIR=str(told.parent / "compiled"))
+
+
+def checkpoints(out: Path) -> list[int]:
+    return sorted(int(path.name) for path in (out / "checkpoints").glob("*") if path.name.isdigit())
+
+
+def said(out: Path) -> list[dict[str, Any]]:
+    """The log but for speeds."""
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "steps_per_second"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def killed(told: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of which every process was killed after a checkpoint, and that was then taken up again."""
+    out = tmp_path_factory.mktemp("killed") / "run"
+    running = start(told, out)
+    while all(process.poll() is None for process in running) and not checkpoints(out):
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL, "was not killed in time"
-    jobs.finish([start(killed)])
-    jobs.finish([start(undisturbed)])
-    ours, theirs = (snax.load(out / "models" / "40") for out in (killed, undisturbed))
+    for process in running:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert checkpoints(out), "there was no checkpoint"
+    assert checkpoints(out)[-1] < 12, "was not killed in time"
+    jobs.finish(start(told, out))
+    return out
+
+
+def test_a_killed_run_ends_with_the_same_parameters(told: Path, killed: Path, tmp_path: Path) -> None:
+    """Bit for bit those of a run that was left alone, with the same log but for speeds."""
+    undisturbed = tmp_path / "undisturbed"
+    jobs.finish(start(told, undisturbed))
+    ours, theirs = (snax.load(out / "models" / "12") for out in (killed, undisturbed))
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_array_equal(one, other)
+    lines = said(killed)
+    assert lines == said(undisturbed)
+    assert [line["step"] for line in lines if line["kind"] == "train"] == [2, 4, 6, 8, 10, 12]
+    assert [line["step"] for line in lines if line["kind"] == "held_out"] == [6, 12]
+    # The ninth step is the last without discriminators.
+    assert [("adversarial" in line) for line in lines if line["kind"] == "train"] == [False] * 4 + [True] * 2
+    assert checkpoints(killed) == [10, 12]
+    assert list((killed / "tensorboard").glob("events*"))
+
+
+def test_a_trained_model_goes_to_torch(killed: Path, tmp_path: Path) -> None:
+    """The reference gives the same codes and the same audio with what training left."""
+    model = snax.load(killed / "models" / "12")
+    torch_files.write_folder(model, tmp_path / "torch")
+    theirs = snac.SNAC.from_pretrained(str(tmp_path / "torch"))
+    reference.assert_same(theirs.eval(), model, audio.clip("speech_7s.wav", 16_000, 2))
+
+
+def test_other_settings_are_refused(told: Path, killed: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "changed.toml"
+    changed.write_text(told.read_text().replace("batch = 4", "batch = 8"))
+    with pytest.raises(settings.SettingsError, match="a run with other settings, in data: choose another folder"):
+        run.train(settings.read(changed), killed, None, 1)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").touch()
+    with pytest.raises(settings.SettingsError, match="is not empty, and not of a run: it has mine.txt"):
+        run.train(settings.read(told), tmp_path / "full", None, 1)
+    for source, model in ((None, None), ("mini_16khz", CONFIG)):
+        with pytest.raises(settings.SettingsError, match="either the `model` of its settings or one to start --from"):
+            run.train(dataclasses.replace(settings.read(told), model=model), tmp_path / str(source), source, 1)
+
+
+def test_training_on(told: Path, killed: Path, tmp_path: Path) -> None:
+    """--from begins with a model's weights: where nothing is learned, they are what comes out."""
+    source = str(killed / "models" / "12")
+    how = settings.read(told)
+    optimizer = dataclasses.replace(how.optimizer, learning_rate=1e-30, weight_decay=0.0)
+    how = dataclasses.replace(
+        how, model=None, steps=2, evaluate=2, restart=0.0, optimizer=optimizer, discriminators=None
+    )
+    last = run.train(how, tmp_path / "on", source, 1)
+    for ours, theirs in zip(jax.tree.leaves(snax.load(last)), jax.tree.leaves(snax.load(source)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-8)  # taken apart into gain and direction, and back
+
+
+def test_a_run_that_diverges_says_so(told: Path, tmp_path: Path) -> None:
+    how = settings.read(told)
+    optimizer = dataclasses.replace(how.optimizer, learning_rate=1e30)
+    how = dataclasses.replace(how, optimizer=optimizer, discriminators=None)
+    with pytest.raises(run.DivergedError, match="no numbers any more: .*loss"):
+        run.train(how, tmp_path / "run", None, 1)

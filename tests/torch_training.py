@@ -166,6 +166,10 @@ class Trainer:
         quantized, commitment, codebook = quantize(self.model.quantizer, latents)
         decoded = self.model.decoder(quantized)
         parts = {"commitment": commitment, "codebook": codebook, "mel": mel_loss(decoded, audio, self.rate)}
+        if weights.stft:
+            parts["stft"] = stft_loss(decoded, audio)
+        if weights.waveform:
+            parts["waveform"] = functional.l1_loss(decoded, audio)
         if self.judges is not None:
             loss = discriminator_loss(self.judges(decoded.detach()), self.judges(audio))
             self.judging.zero_grad()

@@ -28,6 +28,7 @@ from . import settings as told
 from .data import DataError, crops, store
 from .journal import Journal
 from .settings import Settings, SettingsError
+from .start import fit_quantizer
 from .step import State, begin, step
 from .validation import validate
 
@@ -81,6 +82,9 @@ def train(settings: Settings, out: Path, source: str | None, decoders: int) -> P
         preservation_policy=ocp.training.preservation_policies.LatestN(2),
         cleanup_tmp_directories=True,
     )
+    if checkpoints.latest is None and source is None:
+        audio = jax.make_array_from_process_local_data(divided, next(batches))
+        model = jax.jit(fit_quantizer, out_shardings=everywhere)(model, audio)
     state = _resumed(checkpoints, model, settings, batches, everywhere)
     done = int(state.step)
     journal = Journal(out, done, settings.steps, config.sampling_rate) if jax.process_index() == 0 else None
