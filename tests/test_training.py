@@ -378,7 +378,7 @@ def test_other_settings_are_refused(told: Path, killed: Path, tmp_path: Path) ->
     (tmp_path / "full" / "mine.txt").touch()
     with pytest.raises(settings.SettingsError, match="is not empty, and not of a run: it has mine.txt"):
         run.train(settings.read(told), tmp_path / "full", None, 1)
-    for source, model in ((None, None), ("mini_16khz", CONFIG)):
+    for source, model in ((None, None), ("snac_24khz", CONFIG)):
         with pytest.raises(settings.SettingsError, match="either the `model` of its settings or one to start --from"):
             run.train(dataclasses.replace(settings.read(told), model=model), tmp_path / str(source), source, 1)
 
