@@ -53,7 +53,9 @@ def train(settings: Settings, out: Path, source: str | None, decoders: int) -> P
         ValueError, OSError: as `snax.load` does.
     """
     _claim(out, settings, source)
-    model = _model(settings, source)
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    everywhere, divided = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+    model = _model(settings, source, everywhere)
     config = model.config
     folder = out if jax.process_index() == 0 else out / f"process-{jax.process_index()}"
     stored = store(
@@ -71,8 +73,6 @@ def train(settings: Settings, out: Path, source: str | None, decoders: int) -> P
 
     cluster.wait_for_all("decoded")  # what they do together from here on has deadlines
 
-    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
-    everywhere, divided = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
     if settings.data.batch % jax.device_count():
         raise DataError(f"a batch of {settings.data.batch} can't be divided among {jax.device_count()} devices.")
     batches = iter(crops(stored, samples, settings.data, settings.seed))
@@ -147,11 +147,11 @@ def _claim(out: Path, settings: Settings, source: str | None) -> None:
             temporary.write_text(ours)
 
 
-def _model(settings: Settings, source: str | None) -> SNAC:
+def _model(settings: Settings, source: str | None, sharding: NamedSharding) -> SNAC:
     if (source is None) == (settings.model is None):
         raise SettingsError("a run begins with either the `model` of its settings or one to start --from.")
     if source is not None:
-        return pretrained.load(source)
+        return pretrained.load(source, sharding=sharding)
     assert settings.model is not None
     return SNAC(settings.model, rngs=nnx.Rngs(settings.seed))
 
