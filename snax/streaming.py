@@ -17,13 +17,10 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int32, Integer, Key, PRNGKeyArray
 
+from .flow import Flow, reach_of
 from .inputs import check_audio, check_codes, check_cuttable
-from .layers import Conv, DecoderBlock, EncoderBlock, ResidualUnit
+from .layers import DecoderBlock, EncoderBlock
 from .model import SNAC, compiled, draw_noise
-
-# Latent frames farther than this from an end of the stream do not see it: more than any codec's reach. (To count on
-# would overflow 32 bits of samples within a day.)
-FAR = 4096
 
 
 class StreamState(NamedTuple):
@@ -236,15 +233,15 @@ def _encode(
     ended: bool | Array,
 ) -> _Step:
     config, encoder = model.config, model.encoder
-    flow = _Flow(inputs[0][..., None].astype(model.dtype), config.hop_length, frames, ended, past)
-    flow.through(encoder.conv_in, _reach(encoder.conv_in))
+    flow = Flow(inputs[0][..., None].astype(model.dtype), config.hop_length, frames, ended, past)
+    flow.through(encoder.conv_in, reach_of(encoder.conv_in))
     for block, stride in zip(encoder.blocks, config.encoder_rates, strict=True):
         flow.units(block.residual_units)
         flow.through(functools.partial(_downsample, block), stride, multiple=stride)
     if encoder.attention is not None:
         flow.wait(encoder.attention.window_size)
         flow.x = encoder.attention(flow.x)
-    flow.through(encoder.conv_out, _reach(encoder.conv_out))
+    flow.through(encoder.conv_out, reach_of(encoder.conv_out))
     flow.wait(math.lcm(*config.vq_strides))
     codes = model.quantizer(flow.x)[1]
     return _Step(list(codes), tuple(flow.caches), Fraction(flow.delay * config.hop_length, config.pad_multiple))
@@ -260,9 +257,9 @@ def _decode(
     ended: bool | Array,
 ) -> _Step:
     config, decoder = model.config, model.decoder
-    flow = _Flow(model.quantizer.dequantize(inputs), 1, frames, ended, past)
+    flow = Flow(model.quantizer.dequantize(inputs), 1, frames, ended, past)
     for conv in decoder.conv_in:
-        flow.through(conv, _reach(conv))
+        flow.through(conv, reach_of(conv))
     if decoder.attention is not None:
         flow.wait(decoder.attention.window_size)
         flow.x = decoder.attention(flow.x)
@@ -274,7 +271,7 @@ def _decode(
             skipped = before * flow.rate - flow.delay
             flow.x = block.noise(flow.x, noise[:, skipped : skipped + flow.x.shape[1]])
         flow.units(block.residual_units)
-    flow.through(lambda x, valid: jnp.tanh(decoder.conv_out(decoder.snake(x), valid)), _reach(decoder.conv_out))
+    flow.through(lambda x, valid: jnp.tanh(decoder.conv_out(decoder.snake(x), valid)), reach_of(decoder.conv_out))
     return _Step([flow.x[..., 0]], tuple(flow.caches), Fraction(flow.delay, config.pad_multiple))
 
 
@@ -284,61 +281,3 @@ def _downsample(block: EncoderBlock, x: Array, valid: Array) -> Array:
 
 def _upsample(block: DecoderBlock, x: Array, valid: Array) -> Array:
     return block.conv(block.snake(x), valid)
-
-
-def _reach(conv: Conv) -> int:
-    return len(conv.kernel) // 2 * conv.dilation
-
-
-class _Flow:
-    """Some new input on its way through the layers.
-
-    Args:
-        x: its values, (batch, steps, channels).
-        rate: steps of a latent frame.
-        frames: latent frames that came before.
-        ended: whether `x` is only what follows the end of the stream.
-        past: the caches that it left last time; None: zeros.
-    """
-
-    def __init__(self, x: Array, rate: int, frames: int | Array, ended: bool | Array, past: Sequence[Array] | None):
-        self.x, self.rate = x, rate
-        self.delay = 0  # steps that x is behind the input
-        self.caches: list[Array] = []
-        self._past = past
-        self._before = jnp.minimum(frames, FAR)
-        self._after = jnp.where(ended, 0, FAR)
-
-    def through(self, layer: Callable[[Array, Array], Array], reach: int, *, multiple: int = 1) -> None:
-        """x becomes `layer(x, valid)`, which sees `reach` steps to both sides, and as much later as that takes.
-
-        `multiple`: of which the delay must be one before the layer, in steps.
-        """
-        batch, steps, channels = self.x.shape
-        delay = -(-(self.delay + reach) // multiple) * multiple
-        kept = delay - self.delay + reach
-        x = self.x
-        if kept:
-            cache = jnp.zeros((batch, kept, channels), x.dtype) if self._past is None else self._past[len(self.caches)]
-            x = jnp.concatenate([cache, x], axis=1)
-            self.caches.append(x[:, steps:])
-        x = x[:, : steps + 2 * reach]
-        place = jnp.arange(x.shape[1]) - delay - reach  # counted from the first step of the new input
-        valid = (place >= -self._before * self.rate) & (place < self._after * self.rate)
-        y = layer(x, valid[None])
-        up = Fraction(y.shape[1], x.shape[1])
-        self.x = y[:, int(reach * up) : int((reach + steps) * up)]
-        self.rate, self.delay = int(self.rate * up), int(delay * up)
-
-    def units(self, residual_units: Sequence[ResidualUnit]) -> None:
-        for unit in residual_units:
-            self.through(unit, _reach(unit.conv1))
-
-    def wait(self, multiple: int) -> None:
-        """Delays x to a multiple of so many steps."""
-        self.through(lambda x, _: x, 0, multiple=multiple)
-
-    def latent_frames(self) -> tuple[int, int]:
-        """How far back the latent frame lies in which x begins, and how many frames x touches from there on."""
-        before = -(-self.delay // self.rate)
-        return before, before + -(-(self.x.shape[1] - self.delay) // self.rate)

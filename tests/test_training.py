@@ -383,6 +383,19 @@ def test_other_settings_are_refused(told: Path, killed: Path, tmp_path: Path) ->
             run.train(dataclasses.replace(settings.read(told), model=model), tmp_path / str(source), source, 1)
 
 
+def test_training_on(told: Path, killed: Path, tmp_path: Path) -> None:
+    """--from begins with a model's weights: where nothing is learned, they are what comes out."""
+    source = str(killed / "models" / "12")
+    how = settings.read(told)
+    optimizer = dataclasses.replace(how.optimizer, learning_rate=1e-30, weight_decay=0.0)
+    how = dataclasses.replace(
+        how, model=None, steps=2, evaluate=2, restart=0.0, optimizer=optimizer, discriminators=None
+    )
+    last = run.train(how, tmp_path / "on", source, 1)
+    for ours, theirs in zip(jax.tree.leaves(snax.load(last)), jax.tree.leaves(snax.load(source)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-8)  # taken apart into gain and direction, and back
+
+
 def test_a_run_that_diverges_says_so(told: Path, tmp_path: Path) -> None:
     how = settings.read(told)
     optimizer = dataclasses.replace(how.optimizer, learning_rate=1e30)

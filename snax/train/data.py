@@ -134,7 +134,7 @@ class _Stretches:
         return clip, i - (int(self._ends[clip - 1]) if clip else 0)
 
 
-class _Crop(grain.transforms.RandomMap):  # type: ignore[misc]  # grain is untyped
+class _Crop(grain.transforms.RandomMap):  # type: ignore[misc]  # grain has no types: to mypy this derives from Any
     def __init__(self, stored: Stored, samples: int, loudness: tuple[float, float]):
         self._stored, self._samples, self._loudness = stored, samples, loudness
 

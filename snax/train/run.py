@@ -120,9 +120,7 @@ def train(settings: Settings, out: Path, source: str | None, decoders: int) -> P
                 journal.validated(done, *validate(_on_one_device(state.average), held_out, _VALIDATED))
             last = time.perf_counter()
         if done % settings.checkpoint == 0 or done == settings.steps:
-            checkpoints.save_pytree_async(
-                done, _leaves(state), force=True, custom_metadata={"data": batches.get_state()}
-            )
+            checkpoints.save_async(done, _leaves(state), force=True, custom_metadata={"data": batches.get_state()})
     checkpoints.close()
     if journal is not None:
         journal.close()
@@ -168,7 +166,7 @@ def _resumed(
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
         for name, leaf in _leaves(abstract).items()
     }
-    leaves = checkpoints.load_pytree(checkpoints.latest, wanted)
+    leaves = checkpoints.load(checkpoints.latest, wanted)
     batches.set_state(checkpoints.metadata(checkpoints.latest).custom_metadata["data"])
     return jax.tree.unflatten(jax.tree.structure(abstract), [leaves[name] for name in wanted])
 
