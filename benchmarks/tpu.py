@@ -72,7 +72,7 @@ def train(topology: str, dtype: str) -> dict[str, Any]:
     devices = topologies.get_topology_desc(topology_name=topology, platform="tpu").devices
     mesh = Mesh(np.array(devices), ("data",))
     everywhere, divided = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
-    samples = -(-round(told.data.crop_seconds * config.sampling_rate) // config.pad_multiple) * config.pad_multiple
+    samples = told.data.crop_samples(config)
     model = nnx.eval_shape(lambda: snax.SNAC(config, rngs=nnx.Rngs(0)))
     state = jax.eval_shape(functools.partial(begin, settings=told), model)
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), state)

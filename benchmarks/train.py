@@ -76,7 +76,7 @@ def serve(system: str, case: str, pipe: Connection) -> None:
     told = dataclasses.replace(told, dtype="float32", restart=0.0)
     assert told.model is not None
     config = told.model
-    samples = -(-round(told.data.crop_seconds * config.sampling_rate) // config.pad_multiple) * config.pad_multiple
+    samples = told.data.crop_samples(config)
     speech = clip("speech_7s.wav", config.sampling_rate, 7)[0, 0]
     starts = np.linspace(0, len(speech) - samples, batch).astype(int)
     audio = np.stack([speech[start : start + samples] for start in starts])[:, None].astype(np.float32)

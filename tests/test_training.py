@@ -29,6 +29,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import snax
 from snax import torch_files
+from snax.config import PUBLISHED_CONFIGS
 from snax.train import data, run, settings
 from snax.train.start import fit_quantizer
 from snax.train.step import begin, step
@@ -50,6 +51,7 @@ TOLD = settings.Settings(
 # Where losses are not what is tested: those of spectra take most of a compilation.
 PLAIN = dataclasses.replace(TOLD, losses=settings.Losses(mel=0.0, waveform=1.0))
 SAMPLES = 4096
+RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 @pytest.fixture(autouse=True)
@@ -207,6 +209,14 @@ def test_mistaken_settings(name: str, tmp_path: Path) -> None:
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
+def test_recipes(path: Path) -> None:
+    """They can be read; that of a published model has its architecture."""
+    recipe = settings.read(path)
+    assert recipe.model == PUBLISHED_CONFIGS.get(path.stem, recipe.model)
+    assert (recipe.model is None) == (path.stem == "finetune")
+
+
 def wavs(folder: Path, seconds: list[float]) -> Path:
     """Tones, each sample of which says of which clip it is: clip i has only values of about (i + 1) / 10."""
     folder.mkdir(exist_ok=True)
@@ -361,6 +371,12 @@ def test_a_killed_run_ends_with_the_same_parameters(told: Path, killed: Path, tm
     assert list((killed / "tensorboard").glob("events*"))
 
 
+def test_curves(killed: Path, tmp_path: Path) -> None:
+    line = [sys.executable, str(RECIPES / "curves.py"), str(killed / "log.jsonl"), str(tmp_path / "curves.png")]
+    subprocess.run(line, check=True)
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_trained_model_goes_to_torch(killed: Path, tmp_path: Path) -> None:
     """The reference gives the same codes and the same audio with what training left."""
     model = snax.load(killed / "models" / "12")
@@ -381,6 +397,13 @@ def test_other_settings_are_refused(told: Path, killed: Path, tmp_path: Path) ->
     for source, model in ((None, None), ("snac_24khz", CONFIG)):
         with pytest.raises(settings.SettingsError, match="either the `model` of its settings or one to start --from"):
             run.train(dataclasses.replace(settings.read(told), model=model), tmp_path / str(source), source, 1)
+
+
+def test_a_batch_that_devices_can_not_share(told: Path, tmp_path: Path) -> None:
+    how = settings.read(told)
+    how = dataclasses.replace(how, data=dataclasses.replace(how.data, batch=6))
+    with pytest.raises(data.DataError, match="a batch of 6 can't be divided among 4 devices"):
+        run.train(how, tmp_path / "run", None, 1)
 
 
 def test_training_on(told: Path, killed: Path, tmp_path: Path) -> None:

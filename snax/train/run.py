@@ -25,7 +25,7 @@ from .. import checkpoint, cluster, pretrained
 from ..atomic import replacing
 from ..model import SNAC
 from . import settings as told
-from .data import DataError, crops, store
+from .data import DataError, Stored, crops, store
 from .journal import Journal
 from .settings import Settings, SettingsError
 from .start import fit_quantizer
@@ -55,27 +55,12 @@ def train(settings: Settings, out: Path, source: str | None, decoders: int) -> P
     _claim(out, settings, source)
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
     everywhere, divided = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
-    model = _model(settings, source, everywhere)
-    config = model.config
-    folder = out if jax.process_index() == 0 else out / f"process-{jax.process_index()}"
-    stored = store(
-        settings.data.inputs,
-        config.sampling_rate,
-        folder / "audio",
-        decoders,
-        jax.process_index(),
-        jax.process_count(),
-    )
-    samples = -(-round(settings.data.crop_seconds * config.sampling_rate) // config.pad_multiple) * config.pad_multiple
-    held_out = None
-    if settings.data.held_out and jax.process_index() == 0:
-        held_out = store(settings.data.held_out, config.sampling_rate, folder / "held_out", decoders)
-
-    cluster.wait_for_all("decoded")  # what they do together from here on has deadlines
-
     if settings.data.batch % jax.device_count():
         raise DataError(f"a batch of {settings.data.batch} can't be divided among {jax.device_count()} devices.")
-    batches = iter(crops(stored, samples, settings.data, settings.seed))
+    model = _model(settings, source, everywhere)
+    config = model.config
+    stored, held_out = _decoded(settings, config.sampling_rate, out, decoders)
+    batches = iter(crops(stored, settings.data.crop_samples(config), settings.data, settings.seed))
     checkpoints = ocp.training.Checkpointer(
         out.absolute() / "checkpoints",
         save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
@@ -152,6 +137,18 @@ def _model(settings: Settings, source: str | None, sharding: NamedSharding) -> S
         return pretrained.load(source, sharding=sharding)
     assert settings.model is not None
     return SNAC(settings.model, rngs=nnx.Rngs(settings.seed))
+
+
+def _decoded(settings: Settings, rate: int, out: Path, decoders: int) -> tuple[Stored, Stored | None]:
+    """This process's part of the corpus, and in process 0 the held-out clips; once all processes have theirs."""
+    process, data = jax.process_index(), settings.data
+    folder = out if process == 0 else out / f"process-{process}"
+    stored = store(data.inputs, rate, folder / "audio", decoders, process, jax.process_count())
+    held_out = None
+    if data.held_out and process == 0:
+        held_out = store(data.held_out, rate, folder / "held_out", decoders)
+    cluster.wait_for_all("decoded")  # what they do together from here on has deadlines
+    return stored, held_out
 
 
 def _resumed(

@@ -28,6 +28,10 @@ class Data:
     batch: int = 16
     loudness: tuple[float, float] = (-30.0, -16.0)
 
+    def crop_samples(self, config: SNACConfig) -> int:
+        """The samples of an example."""
+        return -(-round(self.crop_seconds * config.sampling_rate) // config.pad_multiple) * config.pad_multiple
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer:
