@@ -14,6 +14,13 @@ with jaxtyping.install_import_hook("snax", "beartype.beartype"):
 
 
 @pytest.fixture
+def optax_mixes() -> Iterator[None]:
+    """Optax mixes counts and floats, which tests forbid otherwise."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture
 def as_users_see_it() -> Iterator[None]:
     """Without the type checks of the test run, which a user does not have: bad input meets our own errors."""
     jaxtyping.config.update("jaxtyping_disable", True)

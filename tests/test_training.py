@@ -1,26 +1,17 @@
-"""Training runs: their settings, their data, their steps beside torch's, and real processes that are really killed."""
+"""What training is made of: settings, data, and steps beside torch's."""
 
 import dataclasses
 import functools
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import audio
 import jax
 import jax.numpy as jnp
-import jobs
 import numpy as np
 import pytest
-import reference
 import small
-import snac
 import soundfile
 import torch
 import torch_training
@@ -28,12 +19,13 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import snax
-from snax import torch_files
 from snax.config import PUBLISHED_CONFIGS
-from snax.train import data, run, settings
+from snax.train import data, settings
 from snax.train.start import fit_quantizer
 from snax.train.step import begin, step
 from snax.train.weight_norm import fold
+
+pytestmark = pytest.mark.usefixtures("optax_mixes")
 
 CONFIG = dataclasses.replace(small.CONFIG, noise=False)
 TOLD = settings.Settings(
@@ -52,13 +44,6 @@ TOLD = settings.Settings(
 PLAIN = dataclasses.replace(TOLD, losses=settings.Losses(mel=0.0, waveform=1.0))
 SAMPLES = 4096
 RECIPES = Path(__file__).parents[1] / "recipes"
-
-
-@pytest.fixture(autouse=True)
-def promotion() -> Iterator[None]:
-    """Optax mixes counts and floats, which the rest of the tests forbid."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
 
 
 def batches(count: int) -> list[np.ndarray]:
@@ -271,157 +256,3 @@ def test_clips_that_can_not_be_read(tmp_path: Path) -> None:
     soundfile.write(folder / "silent.wav", np.zeros(100), 16_000)
     with pytest.raises(data.DataError, match="3 of 15 clips of process 0 can't be used: bad.wav: "):
         data.store([str(folder)], 16_000, tmp_path / "store", 1)
-
-
-# Of everything a little, and no losses of spectra, which take most of a compilation.
-SETTINGS = """
-steps = 12
-log = 2
-evaluate = 6
-checkpoint = 2
-restart = 0.2
-[model]
-sampling_rate = 16000
-encoder_dim = 8
-encoder_rates = [2, 4]
-decoder_dim = 16
-decoder_rates = [4, 2]
-codebook_size = 64
-vq_strides = [4, 2, 1]
-[data]
-inputs = ["INPUTS"]
-held_out = ["HELD_OUT"]
-crop_seconds = 0.2
-batch = 4
-[optimizer]
-learning_rate = 1e-3
-[losses]
-mel = 0
-waveform = 10
-[discriminators]
-begin = 9
-periods = [2]
-period_widths = [4, 8]
-windows = [256]
-spectrum_width = 4
-"""
-
-
-@pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Settings, and the audio that they name."""
-    folder = tmp_path_factory.mktemp("told")
-    clips = folder / "clips"
-    clips.mkdir()
-    samples, rate = soundfile.read(audio.DATA / "speech_7s.wav", dtype="float32")
-    for i in range(40):
-        soundfile.write(clips / f"{i:02}.wav", samples[i * 2000 : i * 2000 + 20_000], rate)
-    content = SETTINGS.replace("INPUTS", str(clips)).replace("HELD_OUT", str(audio.DATA / "speech_3s.wav"))
-    path = folder / "settings.toml"
-    path.write_text(content)
-    return path
-
-
-def start(told: Path, out: Path) -> list[subprocess.Popen[str]]:
-    """Two processes of two devices each. What one run compiled the next may use."""
-    line = [sys.executable, "-m", "snax.cli", "train", str(told), "-o", str(out)]
-    return jobs.together(line, 2, 2, JAX_COMPILATION_CACHE_DIR=str(told.parent / "compiled"))
-
-
-def checkpoints(out: Path) -> list[int]:
-    return sorted(int(path.name) for path in (out / "checkpoints").glob("*") if path.name.isdigit())
-
-
-def said(out: Path) -> list[dict[str, Any]]:
-    """The log but for speeds."""
-    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "steps_per_second"} for line in lines]
-
-
-@pytest.fixture(scope="module")
-def killed(told: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of which every process was killed after a checkpoint, and that was then taken up again."""
-    out = tmp_path_factory.mktemp("killed") / "run"
-    running = start(told, out)
-    while all(process.poll() is None for process in running) and not checkpoints(out):
-        time.sleep(0.01)
-    for process in running:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-    assert checkpoints(out), "there was no checkpoint"
-    assert checkpoints(out)[-1] < 12, "was not killed in time"
-    jobs.finish(start(told, out))
-    return out
-
-
-def test_a_killed_run_ends_with_the_same_parameters(told: Path, killed: Path, tmp_path: Path) -> None:
-    """Bit for bit those of a run that was left alone, with the same log but for speeds."""
-    undisturbed = tmp_path / "undisturbed"
-    jobs.finish(start(told, undisturbed))
-    ours, theirs = (snax.load(out / "models" / "12") for out in (killed, undisturbed))
-    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_array_equal(one, other)
-    lines = said(killed)
-    assert lines == said(undisturbed)
-    assert [line["step"] for line in lines if line["kind"] == "train"] == [2, 4, 6, 8, 10, 12]
-    assert [line["step"] for line in lines if line["kind"] == "held_out"] == [6, 12]
-    # The ninth step is the last without discriminators.
-    assert [("adversarial" in line) for line in lines if line["kind"] == "train"] == [False] * 4 + [True] * 2
-    assert checkpoints(killed) == [10, 12]
-    assert list((killed / "tensorboard").glob("events*"))
-
-
-def test_curves(killed: Path, tmp_path: Path) -> None:
-    line = [sys.executable, str(RECIPES / "curves.py"), str(killed / "log.jsonl"), str(tmp_path / "curves.png")]
-    subprocess.run(line, check=True)
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_a_trained_model_goes_to_torch(killed: Path, tmp_path: Path) -> None:
-    """The reference gives the same codes and the same audio with what training left."""
-    model = snax.load(killed / "models" / "12")
-    torch_files.write_folder(model, tmp_path / "torch")
-    theirs = snac.SNAC.from_pretrained(str(tmp_path / "torch"))
-    reference.assert_same(theirs.eval(), model, audio.clip("speech_7s.wav", 16_000, 2))
-
-
-def test_other_settings_are_refused(told: Path, killed: Path, tmp_path: Path) -> None:
-    changed = tmp_path / "changed.toml"
-    changed.write_text(told.read_text().replace("batch = 4", "batch = 8"))
-    with pytest.raises(settings.SettingsError, match="a run with other settings, in data: choose another folder"):
-        run.train(settings.read(changed), killed, None, 1)
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "mine.txt").touch()
-    with pytest.raises(settings.SettingsError, match="is not empty, and not of a run: it has mine.txt"):
-        run.train(settings.read(told), tmp_path / "full", None, 1)
-    for source, model in ((None, None), ("snac_24khz", CONFIG)):
-        with pytest.raises(settings.SettingsError, match="either the `model` of its settings or one to start --from"):
-            run.train(dataclasses.replace(settings.read(told), model=model), tmp_path / str(source), source, 1)
-
-
-def test_a_batch_that_devices_can_not_share(told: Path, tmp_path: Path) -> None:
-    how = settings.read(told)
-    how = dataclasses.replace(how, data=dataclasses.replace(how.data, batch=6))
-    with pytest.raises(data.DataError, match="a batch of 6 can't be divided among 4 devices"):
-        run.train(how, tmp_path / "run", None, 1)
-
-
-def test_training_on(told: Path, killed: Path, tmp_path: Path) -> None:
-    """--from begins with a model's weights: where nothing is learned, they are what comes out."""
-    source = str(killed / "models" / "12")
-    how = settings.read(told)
-    optimizer = dataclasses.replace(how.optimizer, learning_rate=1e-30, weight_decay=0.0)
-    how = dataclasses.replace(
-        how, model=None, steps=2, evaluate=2, restart=0.0, optimizer=optimizer, discriminators=None
-    )
-    last = run.train(how, tmp_path / "on", source, 1)
-    for ours, theirs in zip(jax.tree.leaves(snax.load(last)), jax.tree.leaves(snax.load(source)), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-8)  # taken apart into gain and direction, and back
-
-
-def test_a_run_that_diverges_says_so(told: Path, tmp_path: Path) -> None:
-    how = settings.read(told)
-    optimizer = dataclasses.replace(how.optimizer, learning_rate=1e30)
-    how = dataclasses.replace(how, optimizer=optimizer, discriminators=None)
-    with pytest.raises(run.DivergedError, match="no numbers any more: .*loss"):
-        run.train(how, tmp_path / "run", None, 1)
