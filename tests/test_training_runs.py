@@ -154,6 +154,13 @@ def test_other_settings_are_refused(told: Path, killed: Path, tmp_path: Path) ->
             run.train(dataclasses.replace(settings.read(told), model=model), tmp_path / str(source), source, 1)
 
 
+def test_a_model_that_can_not_be_had_takes_no_folder(told: Path, tmp_path: Path) -> None:
+    how = dataclasses.replace(settings.read(told), model=None)
+    with pytest.raises(ValueError, match="neither a published model"):
+        run.train(how, tmp_path / "run", "no/such/model", 1)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_batch_that_devices_can_not_share(told: Path, tmp_path: Path) -> None:
     how = settings.read(told)
     how = dataclasses.replace(how, data=dataclasses.replace(how.data, batch=6))

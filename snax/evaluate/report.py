@@ -51,7 +51,8 @@ def summary(model: SNAC, clips: Sequence[dict[str, float]], seconds: float, use:
 
 def table(found: dict[str, Any]) -> str:
     """The summary in words."""
-    lines = [f"{found['clips']} clips, {found['seconds']:.1f} s", f"{'':34}{'mean':>8}      half of them in  clips"]
+    lines = [f"{found['clips']} clips, {found['seconds']:.1f} s"]
+    lines.append(f"{'':34}{'mean':>8}   {'half of them in':>18}  clips")
     for name, what in METRICS.items():
         values = found["metrics"][name]
         low, high = values["quartiles"]
@@ -102,6 +103,6 @@ def picture(
     axes[0].set_ylabel("clips")
     for i, counts in enumerate(use.counts):
         axes[-1].plot(np.sort(counts)[::-1] / max(1, counts.sum()) * counts.size, label=f"level {i}")
-    axes[-1].set(xlabel="rows of the codebook, sorted", ylabel="of their equal share", yscale="symlog")
+    axes[-1].set(xlabel="rows, sorted by use", ylabel="of their equal share", yscale="symlog")
     axes[-1].legend()
     return figure

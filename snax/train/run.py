@@ -52,12 +52,12 @@ def train(settings: Settings, out: Path, source: str | None, decoders: int) -> P
         CorpusError, DataError: for a corpus that can't be used.
         ValueError, OSError: as `snax.load` does.
     """
-    _claim(out, settings, source)
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
     everywhere, divided = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
     if settings.data.batch % jax.device_count():
         raise DataError(f"a batch of {settings.data.batch} can't be divided among {jax.device_count()} devices.")
     model = _model(settings, source, everywhere)
+    _claim(out, settings, source)  # not before: a model that can't be had leaves the folder to another
     config = model.config
     stored, held_out = _decoded(settings, config.sampling_rate, out, decoders)
     batches = iter(crops(stored, settings.data.crop_samples(config), settings.data, settings.seed))
