@@ -1,5 +1,6 @@
 """Training runs: real processes that are really killed, and what becomes of what they leave."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -101,8 +102,10 @@ def killed(told: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     while all(process.poll() is None for process in running) and not checkpoints(out):
         time.sleep(0.01)
     for process in running:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself: what it said is shown below
+            os.killpg(process.pid, signal.SIGKILL)
+    said = [process.communicate()[1] for process in running]
+    assert [process.returncode for process in running] == [-signal.SIGKILL] * 2, "\n".join(said)
     assert checkpoints(out), "there was no checkpoint"
     assert checkpoints(out)[-1] < 12, "was not killed in time"
     jobs.finish(start(told, out))

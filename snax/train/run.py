@@ -58,6 +58,7 @@ def train(settings: Settings, out: Path, source: str | None, decoders: int) -> P
         raise DataError(f"a batch of {settings.data.batch} can't be divided among {jax.device_count()} devices.")
     model = _model(settings, source, everywhere)
     _claim(out, settings, source)  # not before: a model that can't be had leaves the folder to another
+    cluster.wait_for_all("claimed")  # before anything else is in it
     config = model.config
     stored, held_out = _decoded(settings, config.sampling_rate, out, decoders)
     batches = iter(crops(stored, settings.data.crop_samples(config), settings.data, settings.seed))
