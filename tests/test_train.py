@@ -76,6 +76,18 @@ def test_stft_loss() -> None:
     assert_same(losses.stft_loss, torch_training.stft_loss, *two_clips(), bound=GRADIENTS_OF_BINS)
 
 
+def test_convergence_loss() -> None:
+    assert_same(losses.convergence_loss, torch_training.convergence_loss, *two_clips(silence=True))
+
+
+def test_convergence_loss_of_silence() -> None:
+    """A clip of nothing but silence, and ours the same: no cost to speak of, and a gradient that is a number."""
+    silence = np.zeros((1, 1, 8000), np.float32)
+    value, gradient = jax.value_and_grad(losses.convergence_loss)(silence, silence)
+    assert float(value) < 0.01
+    assert not np.any(gradient)
+
+
 def test_waveform_loss() -> None:
     assert_same(losses.waveform_loss, functional.l1_loss, *two_clips(silence=True))
 

@@ -52,6 +52,15 @@ def stft_loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return loss
 
 
+def convergence_loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    loss = torch.zeros(())
+    for window_length in STFT_WINDOWS:
+        ours, theirs = (magnitude(each, window_length) for each in (x, y))
+        distance, size = (torch.linalg.matrix_norm(each) for each in (ours - theirs, theirs))
+        loss = loss + (distance / size.clamp(1)).mean()
+    return loss
+
+
 def quantize(quantizer: Any, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Quantized latents, and the losses of commitment and codebook that the reference once had."""
     residual, quantized = latents, torch.zeros_like(latents)
@@ -168,6 +177,8 @@ class Trainer:
         parts = {"commitment": commitment, "codebook": codebook, "mel": mel_loss(decoded, audio, self.rate)}
         if weights.stft:
             parts["stft"] = stft_loss(decoded, audio)
+        if weights.convergence:
+            parts["convergence"] = convergence_loss(decoded, audio)
         if weights.waveform:
             parts["waveform"] = functional.l1_loss(decoded, audio)
         if self.judges is not None:

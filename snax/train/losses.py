@@ -46,6 +46,24 @@ def stft_loss(
     return loss
 
 
+def convergence_loss(
+    audio: Float[Array, "batch 1 samples"],
+    target: Float[Array, "batch 1 samples"],
+    window_lengths: Sequence[int] = STFT_WINDOWS,
+) -> Float[Array, ""]:
+    """Spectral convergence (Arik et al., 2018, arXiv:1808.06719): the distance of magnitudes over their size, both as
+    Frobenius norms of an example. Logarithms count what is quiet as much; this is about the loud peaks of speech.
+
+    A size below 1 counts as 1: of what is quieter than some -70 dB, the distance itself is taken.
+    """
+    loss = jnp.zeros(())
+    for window_length in window_lengths:
+        ours, theirs = (magnitude(stft(x, window_length)) for x in (audio, target))
+        distance, size = (jnp.sqrt(jnp.square(x).sum((-2, -1)) + FLOOR) for x in (ours - theirs, theirs))
+        loss += (distance / jnp.maximum(size, 1)).mean()
+    return loss
+
+
 def waveform_loss(audio: Float[Array, "batch 1 samples"], target: Float[Array, "batch 1 samples"]) -> Float[Array, ""]:
     """Mean absolute difference of the samples."""
     return _distance(audio, target)

@@ -58,6 +58,7 @@ class Losses:
 
     mel: float = 15.0
     stft: float = 0.0
+    convergence: float = 0.0
     waveform: float = 0.0
     commitment: float = 0.25
     codebook: float = 1.0

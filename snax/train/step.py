@@ -90,6 +90,8 @@ def step(
             parts["mel"] = losses.mel_loss(decoded, audio, rate)
         if weights.stft:
             parts["stft"] = losses.stft_loss(decoded, audio)
+        if weights.convergence:
+            parts["convergence"] = losses.convergence_loss(decoded, audio)
         if weights.waveform:
             parts["waveform"] = losses.waveform_loss(decoded, audio)
         if judged:
