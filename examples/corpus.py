@@ -14,16 +14,16 @@ import snax
 from snax.extract.run import Job, extract
 from snax.tokens import ORPHEUS, ORPHEUS_END, ORPHEUS_PAD, ORPHEUS_START
 
-from demo import CLIP, NAME, load
+from demo import CLIP, load
 
 LENGTH, BATCH = 512, 2
 
 
 def main() -> None:
-    model, _ = load()
+    model, name = load()
     with tempfile.TemporaryDirectory() as folder:
         # In a shell: snax extract tests/data -o tokens --tokens orpheus
-        extract(model, Job([str(CLIP.parent)], f"{folder}/tokens", NAME, tokens="orpheus"))
+        extract(model, Job([str(CLIP.parent)], f"{folder}/tokens", name, tokens="orpheus"))
         print(*sorted(str(path.relative_to(folder)) for path in Path(folder, "tokens").iterdir()), sep="\n")
 
         source = snax.open_tokens(f"{folder}/tokens")

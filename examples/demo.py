@@ -14,14 +14,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import soundfile
 import soxr
-from flax import nnx
 from huggingface_hub.utils import logging as hub_logging
 from matplotlib import mlab
 
 import snax
-from snax.config import PUBLISHED_CONFIGS
 
-NAME = "snac_24khz"
+NAME, BUNDLED = "snac_24khz", "mini_16khz"
 CLIP = Path(__file__).parents[1] / "tests" / "data" / "speech_7s.wav"
 
 
@@ -30,7 +28,7 @@ def main() -> None:
     out = Path(sys.argv[2]) if len(sys.argv) > 2 else Path("demo")
     out.mkdir(parents=True, exist_ok=True)
 
-    model, trained = load()
+    model, name = load()
     config = model.config
     audio = read_mono(source, config.sampling_rate)
     codes, encode_seconds = timed(model.encode, audio)
@@ -39,9 +37,9 @@ def main() -> None:
 
     stem = out / source.stem
     np.savez(f"{stem}_codes.npz", *codes)
-    soundfile.write(f"{stem}_{NAME}.wav", reconstructed, config.sampling_rate)
-    title = f"{source.name} through {NAME}" + ("" if trained else ", RANDOM WEIGHTS: the reconstruction is noise")
-    draw(f"{stem}_{NAME}.png", audio[0, 0], codes, reconstructed, title)
+    soundfile.write(f"{stem}_{name}.wav", reconstructed, config.sampling_rate)
+    title = f"{source.name} through {name}, {config.bitrate / 1000:.2f} kbps"
+    draw(f"{stem}_{name}.png", config, audio[0, 0], codes, reconstructed, title)
 
     seconds = audio.shape[-1] / config.sampling_rate
     tokens = [level.size for level in codes]
@@ -51,20 +49,20 @@ def main() -> None:
     device = jax.devices()[0].device_kind
     encode_speed, decode_speed = seconds / encode_seconds, seconds / decode_seconds
     print(f"  speed:   encoded at {encode_speed:.0f} x real time, decoded at {decode_speed:.0f} x, on {device}")
-    print(f"  wrote:   {stem}_codes.npz, {stem}_{NAME}.wav, {stem}_{NAME}.png")
+    print(f"  wrote:   {stem}_codes.npz, {stem}_{name}.wav, {stem}_{name}.png")
 
 
-def load() -> tuple[snax.SNAC, bool]:
-    """The published model, or where it can't be had one of its architecture that has learned nothing."""
+def load() -> tuple[snax.SNAC, str]:
+    """The published model and its name, or where it can't be had the small one that comes with snax."""
     print(f"Loading {NAME} ...")
     hub_logging.set_verbosity_error()  # where there is no network, its five tries fill the screen
     try:
-        return snax.load(NAME), True
+        return snax.load(NAME), NAME
     except ConnectionError as error:
         print(f"{NAME} can't be had: {error}\n")
-        print("Going on with random weights in the same architecture. WHAT YOU HEAR WILL BE NOISE, not SNAC:")
-        print("the shapes, the token counts and the speed are real, the sound and the tokens are not.\n")
-        return snax.SNAC(PUBLISHED_CONFIGS[NAME], rngs=nnx.Rngs(0)), False
+        print(f"Going on with {BUNDLED}, which comes with snax: a codec for speech, fifteen times smaller. IT DOES NOT")
+        print(f"SOUND LIKE {NAME}: it shows how things work, not how good SNAC is.\n")
+        return snax.load(BUNDLED), BUNDLED
 
 
 def read_mono(path: Path, rate: int) -> np.ndarray:
@@ -82,12 +80,19 @@ def timed(method: Callable[[Any], Any], argument: Any) -> tuple[Any, float]:
     return result, time.perf_counter() - start
 
 
-def draw(path: str, audio: np.ndarray, codes: tuple[jax.Array, ...], reconstructed: np.ndarray, title: str) -> None:
+def draw(
+    path: str,
+    config: snax.SNACConfig,
+    audio: np.ndarray,
+    codes: tuple[jax.Array, ...],
+    reconstructed: np.ndarray,
+    title: str,
+) -> None:
     """Both spectrograms, and between them the codes, each as wide as the time it stands for."""
     figure, (above, grid, below) = plt.subplots(
         3, 1, figsize=(12, 8), sharex=True, height_ratios=[3, 2, 3], layout="constrained"
     )
-    rate = PUBLISHED_CONFIGS[NAME].sampling_rate
+    rate = config.sampling_rate
     figure.suptitle(title)
     for axes, samples, name in ((above, audio, "original"), (below, reconstructed, "reconstructed")):
         spectrogram: Any = mlab.specgram(samples, NFFT=1024, Fs=rate, noverlap=768)
@@ -96,7 +101,7 @@ def draw(path: str, audio: np.ndarray, codes: tuple[jax.Array, ...], reconstruct
         extent = (0, samples.size / rate, 0, frequencies[-1] / 1000)
         axes.imshow(decibels, origin="lower", aspect="auto", extent=extent, vmin=-100, vmax=-30, cmap="magma")
         axes.set_ylabel(f"{name}, kHz")
-    seconds = codes[-1].shape[-1] * PUBLISHED_CONFIGS[NAME].hop_length / rate
+    seconds = codes[-1].shape[-1] * config.hop_length / rate
     for i, level in enumerate(codes):
         grid.imshow(level, aspect="auto", extent=(0, seconds, i + 0.95, i + 0.05), cmap="twilight", vmin=0, vmax=4095)
     grid.set(ylim=(len(codes), 0), xlim=(0, audio.size / rate), ylabel="codes, by level")

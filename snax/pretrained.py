@@ -44,6 +44,9 @@ PUBLISHED = {
     ),
 }
 
+# Small models that come with this package, as `snax train` wrote them: each in a folder beside this file.
+BUNDLED = ("mini_16khz",)
+
 
 def load(
     name_or_path: str | os.PathLike[str],
@@ -56,11 +59,13 @@ def load(
     """A trained SNAC: `snax.load("snac_24khz")`.
 
     A published model, or any other on the hub, is downloaded and converted the first time (which needs torch, unless
-    its weights are safetensors) and read from the cache of `huggingface_hub` ever after, offline too.
+    its weights are safetensors) and read from the cache of `huggingface_hub` ever after, offline too. `mini_16khz`
+    comes with this package: a small codec for speech, to try things with.
 
     Args:
-        name_or_path: a published name (snac_24khz, snac_32khz, snac_44khz), a folder or URL (such as gs://) that
-            `snax.save` wrote, a folder with the reference's config.json and weights, or a hub id, `owner/name`.
+        name_or_path: a published name (snac_24khz, snac_32khz, snac_44khz), mini_16khz, a folder or URL (such as
+            gs://) that `snax.save` wrote, a folder with the reference's config.json and weights, or a hub id,
+            `owner/name`.
         dtype: of the parameters, and so of the computation. With bfloat16 many codes differ from float32's.
         sharding: where the parameters go, such as `NamedSharding(mesh, PartitionSpec())` for a copy on each device
             of a mesh. The default is the first local device.
@@ -76,6 +81,8 @@ def load(
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype must be floating point, got {jnp.dtype(dtype)}.")
     source = os.fspath(name_or_path)
+    if source in BUNDLED:
+        source = os.fspath(Path(__file__).parent / source / "weights")
     if source not in PUBLISHED and ("://" in source or os.path.isdir(source)):
         if revision is not None:
             raise ValueError(f"revision (={revision!r}) is for models on the hub; {source} is a path.")
@@ -147,8 +154,8 @@ def _commit(name: str, revision: str | None) -> tuple[str, str]:
     published = _published(name)
     if published is None and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise ValueError(
-            f"{name!r} is neither a published model ({', '.join(PUBLISHED)}), nor a folder here, "
-            "nor a hub id, `owner/name`."
+            f"{name!r} is neither a published model ({', '.join(PUBLISHED)}), nor one that comes with snax "
+            f"({', '.join(BUNDLED)}), nor a folder here, nor a hub id, `owner/name`."
         )
     if published is None:
         repo_id, revision = name, revision or "main"

@@ -5,10 +5,13 @@ import importlib
 import sys
 from pathlib import Path
 
+import audio
 import pytest
 import small
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+# What an example is told on its command line.
+ARGUMENTS = {"finetune": [str(audio.DATA)]}
 MODELS = {"corpus": small.model(dataclasses.replace(small.CONFIG, codebook_size=4096))}  # for Orpheus' ids
 SHOWN = {
     "corpus": [
@@ -18,6 +21,7 @@ SHOWN = {
         "ambi_piano.flac: ",
         " ids -> 2.81 s",
     ],
+    "finetune": ["1 clips that it was not trained on", "mel distance   before", "finetuned/finetuned.png shows"],
     "batch": ["guit_em9.flac", "speech_7s.wav", "decoded to 113600 samples"],
     "language_model": ["Orpheus' ids:     [128257, ", "<custom_token_", "s; 4 wait for their group"],
     "long_file": ["600 s of audio", "x real time"],
@@ -25,12 +29,19 @@ SHOWN = {
 }
 
 
+@pytest.mark.usefixtures("optax_mixes")
 @pytest.mark.parametrize("name", SHOWN)
-def test_example(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_example(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.syspath_prepend(EXAMPLES)
-    monkeypatch.setattr(sys, "argv", [name])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [name, *ARGUMENTS.get(name, [])])
     example = importlib.import_module(name)
-    monkeypatch.setattr(example, "load", lambda: (MODELS.get(name, small.model()), False))
+    if name == "finetune":  # the model that comes with snax, and the fewest steps
+        monkeypatch.setattr(example, "STEPS", 2)
+    else:
+        monkeypatch.setattr(example, "load", lambda: (MODELS.get(name, small.model()), "small"))
     example.main()
     out = capsys.readouterr().out
     for line in SHOWN[name]:
