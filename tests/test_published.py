@@ -19,7 +19,7 @@ import torch
 from pairs import torch_decode, torch_encode
 
 import snax
-from convert.verify import AUDIO_BOUND
+from convert.verify import AUDIO_BOUND, LATENTS_BOUND
 from snax import torch_files
 from snax.config import PUBLISHED_CONFIGS
 from snax.pretrained import download
@@ -65,7 +65,13 @@ def clips(name: str) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_token_and_sample(name: str, kind: str) -> None:
-    reference.assert_same(*pair(name), clips(name)[kind])
+    torch_model, model = pair(name)
+    bound = LATENTS_BOUND
+    if name not in PUBLISHED_CONFIGS:
+        # Training has made this codec's encoder magnify rounding: on speech and drums the reference's float32 is itself
+        # 2.7e-5 off its float64, in single values. Ours is nearer (2.1e-5); twice that of the reference is as good.
+        bound = max(bound, 2 * reference.own_rounding(torch_model, clips(name)[kind]))
+    reference.assert_same(torch_model, model, clips(name)[kind], bound)
 
 
 @pytest.mark.parametrize("name", NAMES)
