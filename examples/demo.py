@@ -60,7 +60,7 @@ def load() -> tuple[snax.SNAC, str]:
         return snax.load(NAME), NAME
     except ConnectionError as error:
         print(f"{NAME} can't be had: {error}\n")
-        print(f"Going on with {BUNDLED}, which comes with snax: a codec for speech, fifteen times smaller. IT DOES NOT")
+        print(f"Going on with {BUNDLED}, which comes with snax: a codec for speech, 17 times smaller. IT DOES NOT")
         print(f"SOUND LIKE {NAME}: it shows how things work, not how good SNAC is.\n")
         return snax.load(BUNDLED), BUNDLED
 
