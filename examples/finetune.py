@@ -1,4 +1,4 @@
-"""A codec for speech learns music, in five minutes on two cores: `python examples/finetune.py MUSIC [OUT]`.
+"""A codec for speech learns music: `python examples/finetune.py MUSIC [OUT]`.
 
 MUSIC is a folder of audio, such as what `npm pack supersonic-scsynth-samples` unpacks: 206 recordings of instruments,
 CC0. Every tenth file is kept out of training; these are what is scored and drawn, before and after.
