@@ -36,7 +36,7 @@ ROUNDS, STEPS = 3, 4
 
 # The recipe, examples a step, and whether discriminators are heard.
 CASES = {
-    "mini_16khz, 12 x 0.64 s": ("mini_16khz", 12, False),
+    "mini_16khz, 6 x 0.64 s": ("mini_16khz", 6, False),
     "snac_24khz, 2 x 0.85 s": ("snac_24khz", 2, False),
     "snac_24khz with discriminators, 2 x 0.85 s": ("snac_24khz", 2, True),
 }
