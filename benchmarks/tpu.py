@@ -6,7 +6,6 @@ recipes/snac_24khz.toml, discriminators and all, one example a chip. Writes benc
 """
 
 import collections
-import dataclasses
 import datetime
 import functools
 import json

@@ -51,7 +51,7 @@ def restore(
     except Exception as error:  # Orbax and TensorStore raise many kinds, none of which names the checkpoint
         raise ValueError(f"{path} can't be read as an Orbax checkpoint: {error}") from error
     ours = metadata.custom_metadata or {}
-    if "config" not in ours:
+    if not isinstance(ours, dict) or "config" not in ours:
         raise ValueError(f"{path} is an Orbax checkpoint, but not of a SNAC: it has no `config` in its metadata.")
     if ours.get("format") != FORMAT:
         raise ValueError(f"{path} has format {ours.get('format')}; this version of snax reads {FORMAT}: convert again.")

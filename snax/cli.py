@@ -8,7 +8,6 @@ import functools
 import glob
 import io
 import itertools
-import json
 import os
 import sys
 import tempfile
@@ -22,7 +21,7 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from . import audio, pretrained
+from . import audio, json_text, pretrained
 from .atomic import replacing
 from .codes_file import CodesFile, fingerprint
 from .config import PUBLISHED_CONFIGS, SNACConfig
@@ -182,7 +181,9 @@ def _plan(arguments: argparse.Namespace, suffixes: Sequence[str], suffix: str) -
         if argument == "-":
             plan.append((PIPE, PIPE))
             continue
-        found = [Path(name) for name in sorted(glob.glob(argument, recursive=True))] or [Path(argument)]
+        # What is there by this name is meant, though it looks like a pattern.
+        named = [] if os.path.lexists(argument) else sorted(glob.glob(argument, recursive=True))
+        found = [Path(name) for name in named] or [Path(argument)]
         for path in found:
             root = path if path.is_dir() else path.parent
             files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
@@ -289,9 +290,9 @@ def _facts(name: str) -> list[tuple[str, Any]]:
 
 
 def _extraction_facts(folder: Path) -> list[tuple[str, Any]]:
-    made_with = json.loads((folder / "_snax" / "job.json").read_text())
+    made_with = json_text.parse((folder / "_snax" / "job.json").read_bytes())
     try:
-        sums = json.loads((folder / "_SUCCESS").read_text())
+        sums = json_text.parse((folder / "_SUCCESS").read_bytes())
     except FileNotFoundError:
         done = len(list(folder.glob("tokens-*.parquet")))
         sums = {"finished": f"no: {done} shards so far; `snax extract` goes on"}

@@ -49,8 +49,13 @@ class CodesFile:
                 levels = [file.get_tensor(f"codes_{i}") for i in range(len(file.keys()))]
             if said.get("snax_codes") != "1":
                 raise ValueError(f"{path} is no file of codes that this version of snax reads.")
+            shapes = {level.shape[:-1] for level in levels}
+            if {len(level.shape) for level in levels} != {2} or len(shapes) != 1 or levels[0].size == 0:
+                raise ValueError(f"levels of {[level.shape for level in levels]} are not (channels, frames) each.")
+            if not all(np.issubdtype(level.dtype, np.integer) for level in levels):
+                raise ValueError(f"levels of {[str(level.dtype) for level in levels]} are not whole numbers.")
             return cls(levels, said["model"], said["fingerprint"], int(said["sampling_rate"]), int(said["samples"]))
-        except (SafetensorError, KeyError, ValueError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} can't be read as codes: {error}") from None
 
 

@@ -9,6 +9,10 @@ from typing import Any
 # The reference's `LocalMHA` fixes the head size: a width that attention works on must be a multiple of it.
 HEAD_DIM = 64
 
+# What a `config.json` may ask for, since it may be a stranger's: some twenty times the largest published model has. A
+# model of a thousand million parameters takes 4 GB; what is encoded is at least one pad multiple of samples.
+MAX_PARAMETERS, MAX_PAD_MULTIPLE, MAX_LEVELS, MAX_RATE = 10**9, 2**20, 32, 768_000
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SNACConfig:
@@ -41,12 +45,14 @@ class SNACConfig:
             object.__setattr__(self, field, _positive_int(field, getattr(self, field)))
         for field in ("noise", "depthwise"):
             if not isinstance(getattr(self, field), bool):
-                raise ValueError(f"`{field}` (={getattr(self, field)!r}) must be true or false.")
+                raise ValueError(f"`{field}` (={getattr(self, field)!r:.200}) must be true or false.")
 
+        if self.sampling_rate > MAX_RATE:
+            raise ValueError(f"`sampling_rate` (={self.sampling_rate}) must be at most {MAX_RATE} Hz.")
         width = self.encoder_dim * 2 ** len(self.encoder_rates)
         if self.latent_dim not in (0, width):
             raise ValueError(
-                f"`latent_dim` (={self.latent_dim!r}) must be the width that the encoder ends with, "
+                f"`latent_dim` (={self.latent_dim!r:.200}) must be the width that the encoder ends with, "
                 f"`encoder_dim * 2 ** len(encoder_rates)` (={width}), or null."
             )
         object.__setattr__(self, "latent_dim", width)
@@ -70,6 +76,18 @@ class SNACConfig:
                         f"`{field}` (={getattr(self, field)}) must be a multiple of {HEAD_DIM}, the size of an "
                         "attention head, when `attn_window_size` is set."
                     )
+        if self.pad_multiple > MAX_PAD_MULTIPLE:
+            raise ValueError(
+                f"`encoder_rates` (={self.encoder_rates}), `vq_strides` (={self.vq_strides}) and `attn_window_size` "
+                f"(={self.attn_window_size}) make audio multiples of {self.pad_multiple} samples: it must be at most "
+                f"{MAX_PAD_MULTIPLE}."
+            )
+        if (parameters := self._largest_parameters()) > MAX_PARAMETERS:
+            raise ValueError(
+                f"`encoder_dim` (={self.encoder_dim}), `decoder_dim` (={self.decoder_dim}), `codebook_size` "
+                f"(={self.codebook_size}) and `codebook_dim` (={self.codebook_dim}) make at least {parameters} "
+                f"parameters: it must be at most {MAX_PARAMETERS}."
+            )
         if self._encoded_frames(self.pad_multiple) * self.hop_length != self.pad_multiple:
             raise ValueError(
                 f"`encoder_rates` (={self.encoder_rates}): a rate of 1 adds a frame (kernel 2, padding 1), "
@@ -109,6 +127,19 @@ class SNACConfig:
         """Bits per second."""
         return self.tokens_per_second * math.log2(self.codebook_size)
 
+    def _largest_parameters(self) -> int:
+        """Those of the layers that have the most: strided and transposed convolutions, residual units, codebooks."""
+        sizes = [len(self.vq_strides) * self.codebook_dim * (2 * self.latent_dim + self.codebook_size)]
+        residual = 3 * (1 if self.depthwise else 8)  # 1 x 1, and unless depthwise 7 x 1, three times a block
+        for i, rate in enumerate(self.encoder_rates):
+            width = self.encoder_dim * 2**i
+            sizes.append(width**2 * (4 * rate + residual))
+        for i, rate in enumerate(self.decoder_rates):
+            width = self.decoder_dim // 2**i
+            sizes.append(width**2 * rate + (width // 2) ** 2 * residual)
+        sizes.append(self.decoder_dim * self.latent_dim)
+        return sum(sizes)
+
     def _encoded_frames(self, samples: int) -> int:
         for rate in self.encoder_rates:
             samples = strided_length(samples, rate)
@@ -122,10 +153,10 @@ class SNACConfig:
             ValueError: for a field that SNAC does not have, and as the constructor does.
         """
         if not isinstance(fields, Mapping):
-            raise ValueError(f"a configuration must be an object with the fields of a SNAC, got {fields!r}.")
+            raise ValueError(f"a configuration must be an object with the fields of a SNAC, got {fields!r:.200}.")
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(fields) - known):
-            raise ValueError(f"not the configuration of a SNAC: unknown {unknown}, known are {sorted(known)}.")
+            raise ValueError(f"not the configuration of a SNAC: unknown {unknown!r:.200}, known are {sorted(known)}.")
         arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
         return cls(**arguments | {"latent_dim": fields.get("latent_dim") or 0})
 
@@ -144,14 +175,14 @@ def _positive_int(field: str, value: Any) -> int:
         number = operator.index(value)
     except TypeError:
         number = 0
-    if number < 1 or isinstance(value, bool):
-        raise ValueError(f"`{field}` (={value!r}) must be a positive whole number.")
+    if not 0 < number < 2**31 or isinstance(value, bool):
+        raise ValueError(f"`{field}` (={value!r:.200}) must be a positive whole number below 2**31.")
     return number
 
 
 def _positive_ints(field: str, values: Any) -> tuple[int, ...]:
-    if not isinstance(values, tuple) or not values:
-        raise ValueError(f"`{field}` (={values!r}) must be a list of at least one positive whole number.")
+    if not isinstance(values, tuple) or not 0 < len(values) <= MAX_LEVELS:
+        raise ValueError(f"`{field}` (={values!r:.200}) must be a list of 1 to {MAX_LEVELS} positive whole numbers.")
     return tuple(_positive_int(field, value) for value in values)
 
 

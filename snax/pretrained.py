@@ -14,16 +14,19 @@ from filelock import FileLock
 from jax.typing import DTypeLike
 
 from . import checkpoint, torch_files
+from .config import PUBLISHED_CONFIGS, SNACConfig
 from .model import SNAC
 
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A model that SNAC's author published: where it is, which revision we know, and the hash of its weights."""
+    """A model that SNAC's author published: where it is, which revision we know, the hash of its weights, and what its
+    `config.json` says."""
 
     repo_id: str
     revision: str
     sha256: str
+    config: SNACConfig
 
 
 PUBLISHED = {
@@ -31,16 +34,19 @@ PUBLISHED = {
         "hubertsiuzdak/snac_24khz",
         "d73ad176a12188fcf4f360ba3bf2c2fbbe8f58ec",
         "4b8164cc6606bfa627f1a784734c1e539891518f1191ed9194fe1e3b9b4bff40",
+        PUBLISHED_CONFIGS["snac_24khz"],
     ),
     "snac_32khz": Published(
         "hubertsiuzdak/snac_32khz",
         "c84c6ac842dc7a44a6fb0f3b576ce94b48a7780f",
         "bfee2f057c1e287443786bedab377b5176b430e911417683977b7af71ea3ba65",
+        PUBLISHED_CONFIGS["snac_32khz"],
     ),
     "snac_44khz": Published(
         "hubertsiuzdak/snac_44khz",
         "873ebef9718b89660340c6f55a2b515e98cfa1d9",
         "b0a676cbdc8d1cc53186f6d777bc956fb7932ceacdc657a4c3741646e9e7ead0",
+        PUBLISHED_CONFIGS["snac_44khz"],
     ),
 }
 
@@ -141,6 +147,8 @@ def download(name: str, revision: str | None = None) -> tuple[Path, Path]:
             f"{weights_path} is not the published {name}: its sha256 is {sha256}, expected {published.sha256}. "
             "Delete it to download it again."
         )
+    if torch_files.read_config(config_path) != published.config:
+        raise ValueError(f"{config_path} is not that of the published {name}. Delete it to download it again.")
     return weights_path, config_path
 
 

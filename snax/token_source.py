@@ -5,11 +5,12 @@ import functools
 import hashlib
 import io
 import itertools
-import json
 import operator
 import os
 import posixpath
 from typing import Any, SupportsIndex
+
+from . import json_text
 
 # Groups of rows that are kept, 0.4 MB for 256 rows of ten seconds at 24 kHz; and what is known of files, 20 kB each.
 GROUPS_KEPT, FILES_KEPT = 64, 4096
@@ -43,7 +44,7 @@ class TokenSource:
         self.url = url
         self._system, self._root = url_to_fs(url)
         try:
-            finished = json.loads(self._system.cat_file(posixpath.join(self._root, "_SUCCESS")))
+            finished = json_text.parse(self._system.cat_file(posixpath.join(self._root, "_SUCCESS")))
             self._hashes = [str(shard["sha256"]) for shard in finished["shards"]]
             self._ends = list(itertools.accumulate(int(shard["rows"]) for shard in finished["shards"]))
         except FileNotFoundError:
@@ -89,6 +90,7 @@ class TokenSource:
 
     def _open(self, shard: int) -> tuple[Any, list[int]]:
         """A shard's metadata, and the row at which each of its groups ends."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         name = self._name(shard)
@@ -104,6 +106,10 @@ class TokenSource:
                 self._verified.add(shard)
         except FileNotFoundError:
             raise ValueError(f"{name} is missing. {MEND}") from None
+        except (pa.ArrowException, OSError) as error:
+            if getattr(error, "errno", None):  # the disk's: Arrow's own about damage have no number
+                raise
+            raise ValueError(f"{name} can't be read: {error} {MEND}") from error
         counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         return metadata, list(itertools.accumulate(counts))
 

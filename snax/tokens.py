@@ -123,7 +123,9 @@ class TokenLayout:
         return np.array([[self.first_id + slot * self.slot_step for slot in range(len(self.slots))]], np.int32)[None]
 
     def _check(self, tokens: np.ndarray, by_group: np.ndarray) -> None:
-        wrong = np.argwhere((by_group < 0) | (by_group >= self.codebook_size))
+        # The last of these: numbers that 32 bits do not hold would come round to a code.
+        wrapped = tokens.reshape(by_group.shape) != by_group + self._offsets
+        wrong = np.argwhere((by_group < 0) | (by_group >= self.codebook_size) | wrapped)
         if not len(wrong):
             return
         row, group, slot = wrong[0].tolist()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from . import json_text
 from .config import SNACConfig
 from .model import SNAC
 from .torch_weights import from_torch, to_torch
@@ -43,7 +44,7 @@ def read_model(
 def read_config(path: str | os.PathLike[str]) -> SNACConfig:
     """The configuration in a `config.json`; raises ValueError if it can't be read or can't be built."""
     try:
-        return SNACConfig.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        return SNACConfig.from_dict(json_text.parse(Path(path).read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is not the configuration of a SNAC: {error}") from error
 

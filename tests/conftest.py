@@ -2,9 +2,18 @@
 
 from collections.abc import Iterator
 
+import hypothesis
 import jax
 import jaxtyping
 import pytest
+
+# Ten seconds is no measure of speed: it is what no input may take.
+checks = [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture]
+hypothesis.settings.register_profile("short", deadline=10_000, suppress_health_check=checks)
+hypothesis.settings.register_profile(
+    "long", deadline=10_000, max_examples=100_000, suppress_health_check=checks, database=None
+)
+hypothesis.settings.load_profile("short")
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")

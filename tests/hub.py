@@ -16,6 +16,8 @@ class Hub(ThreadingHTTPServer):
         self.aliases: dict[str, str] = {}
         self.requests: list[str] = []
         self.break_off_after: int | None = None  # bytes of a body, then the connection is closed
+        self.redirects: dict[tuple[str, str, str], str] = {}  # to another hub, by its URL
+        self.lie_about_length = 0  # so many bytes too many are promised of weights
 
     @property
     def url(self) -> str:
@@ -50,6 +52,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
+        if elsewhere := self.server.redirects.get((repo_id, commit, filename)):
+            self.send_response(302)
+            self.send_header("X-Repo-Commit", commit)
+            self.send_header("X-Linked-ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+            self.send_header("X-Linked-Size", str(len(body)))
+            self.send_header("Location", elsewhere + self.path)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").partition("-")[0])
         self.send_response(206 if start else 200)
         self.send_header("X-Repo-Commit", commit)
@@ -57,7 +68,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Accept-Ranges", "bytes")
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-        self.send_header("Content-Length", str(len(body) - start))
+        lie = 0 if filename == "config.json" else self.server.lie_about_length
+        self.send_header("Content-Length", str(len(body) - start + lie))
         self.end_headers()
         if with_body and self.server.break_off_after is not None and filename != "config.json":
             self.wfile.write(body[start : start + self.server.break_off_after])

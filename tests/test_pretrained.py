@@ -44,7 +44,9 @@ def published(torch_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     """A hub with REPO, and with a snac_24khz of our own making; an empty cache."""
     weights = (torch_folder / "pytorch_model.bin").read_bytes()
     config = (torch_folder / "config.json").read_bytes()
-    ours = dataclasses.replace(pretrained.PUBLISHED["snac_24khz"], sha256=hashlib.sha256(weights).hexdigest())
+    ours = dataclasses.replace(
+        pretrained.PUBLISHED["snac_24khz"], sha256=hashlib.sha256(weights).hexdigest(), config=small.CONFIG
+    )
     monkeypatch.setitem(pretrained.PUBLISHED, "snac_24khz", ours)
     with hub.running() as running:
         for repo, commit in [(REPO, COMMIT), (ours.repo_id, ours.revision)]:
@@ -131,6 +133,47 @@ def test_other_weights_than_the_published_ones(published: hub.Hub, tmp_path: Pat
     assert not list(tmp_path.glob("assets/**/format-*"))
 
 
+def test_another_configuration_than_the_published_one(published: hub.Hub, tmp_path: Path) -> None:
+    """The weights' hash says nothing of the rate that they are for."""
+    ours = pretrained.PUBLISHED["snac_24khz"]
+    lie = json.dumps(small.CONFIG.to_dict() | {"sampling_rate": 48_000})
+    published.files[ours.repo_id, ours.revision, "config.json"] = lie.encode()
+    with pytest.raises(ValueError, match="config.json is not that of the published snac_24khz"):
+        snax.load("snac_24khz")
+    assert not list(tmp_path.glob("assets/**/format-*"))
+
+
+def test_a_hub_that_sends_elsewhere(published: hub.Hub) -> None:
+    """Weights may come from another host, as the real hub's do, but must be the same."""
+    ours = pretrained.PUBLISHED["snac_24khz"]
+    where = ours.repo_id, ours.revision, "pytorch_model.bin"
+    with hub.running() as other:
+        other.files[where] = published.files[where][:-1] + b"x"
+        published.redirects[where] = other.url
+        with pytest.raises(ValueError, match="its sha256 is"):
+            snax.load("snac_24khz")
+        assert [request for request in other.requests if request.startswith("GET")]
+
+
+@pytest.mark.parametrize(("by", "message"), [(-10, "its sha256 is"), (10, "try again")])
+def test_a_hub_that_lies_about_lengths(
+    published: hub.Hub, by: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published.lie_about_length = by
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with pytest.raises((ValueError, ConnectionError), match=message):
+        snax.load("snac_24khz")
+
+
+def test_a_hub_that_names_a_folder_outside_of_the_cache(published: hub.Hub, tmp_path: Path) -> None:
+    published.aliases["main"] = "../../../../outside"
+    published.files[REPO, "../../../../outside", "config.json"] = b"{}"
+    with pytest.raises(ValueError, match="Invalid pointer path"):
+        snax.load(REPO)
+    assert not list(tmp_path.glob("**/outside*"))
+
+
 @pytest.mark.parametrize(
     ("name", "revision", "error", "message"),
     [
@@ -181,10 +224,11 @@ def test_several_jax_processes_do_not_convert(published: hub.Hub, monkeypatch: p
 
 # What a user's process runs, the hub, the cache and the model's hash coming by way of the environment.
 LOAD = """
-import dataclasses, os, sys
+import dataclasses, json, os, sys
 import snax
 from snax import checkpoint, pretrained
-ours = dataclasses.replace(pretrained.PUBLISHED["snac_24khz"], sha256=os.environ["SHA256"])
+config = snax.SNACConfig.from_dict(json.loads(os.environ["CONFIG"]))
+ours = dataclasses.replace(pretrained.PUBLISHED["snac_24khz"], sha256=os.environ["SHA256"], config=config)
 pretrained.PUBLISHED["snac_24khz"] = ours
 if "stop" in sys.argv:
     save = checkpoint.save
@@ -200,6 +244,7 @@ print(snax.load("snac_24khz").encode(__import__("numpy").ones((1, 1, 640), "floa
 def start(published: hub.Hub, home: Path, *arguments: str) -> subprocess.Popen[str]:
     sha256 = pretrained.PUBLISHED["snac_24khz"].sha256
     environment = os.environ | {"HF_ENDPOINT": published.url, "HF_HOME": str(home), "SHA256": sha256}
+    environment["CONFIG"] = json.dumps(small.CONFIG.to_dict())
     command = [sys.executable, "-c", LOAD, *arguments]
     return subprocess.Popen(
         command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -8,6 +8,7 @@ import hashlib
 import io
 import itertools
 import json
+import os
 import posixpath
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from .. import audio
+from .. import audio, json_text
 
 # Manifests and tables say in the first of these columns that they have where a clip is, and what it is called.
 PATH_COLUMNS = ("path", "audio_filepath", "audio_path", "file", "url")
@@ -38,6 +39,38 @@ class Piece(NamedTuple):
     first: int = 0  # row
     end: int = 0
     bytes: int = -1  # how large the file was when the plan was made, where that costs nothing to know
+
+
+def located(file: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system that a path or URL is of, and the path there. Names of local files may hold anything, `::` too,
+    which in a URL of fsspec chains two systems."""
+    return fsspec.url_to_fs(file) if "://" in file else (LocalFileSystem(), posixpath.abspath(file))
+
+
+def listed(folder: str, path: str) -> str:
+    """The file that a manifest or table in `folder` means by `path`: relative to it, absolute, or a URL.
+
+    Raises:
+        CorpusError: for what a stranger's list has no business with: local files in a list that is not, systems that
+            are chained (to unpack or cache what is fetched); and for what can't be the name of a file.
+    """
+    scheme, colon, _ = path.partition("://")
+    remote = "://" in folder
+    if colon and (not scheme.isalnum() or "::" in path):
+        raise CorpusError(f"{path!r:.200} is no plain URL.")
+    if remote and (scheme in ("file", "local") if colon else posixpath.isabs(path)):
+        raise CorpusError(f"{path!r:.200} is a file of this machine, which a list from elsewhere can't name.")
+    try:
+        if b"\0" not in os.fsencode(path):
+            return path if colon else posixpath.join(folder, path)
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can say
+        pass
+    raise CorpusError(f"{path!r:.200} can't be the name of a file.")
+
+
+def escaped(name: str) -> str:
+    """A name as text that any file can hold: names of files that are not UTF-8 have `\\udcff` for the byte 255."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 class CorpusError(ValueError):
@@ -97,17 +130,25 @@ def digest(shards: Sequence[Sequence[Piece]]) -> str:
 
 def to_parquet(shards: Sequence[Sequence[Piece]]) -> bytes:
     """The plan as a table, one row a piece."""
-    rows = [{"shard": i} | piece._asdict() for i, pieces in enumerate(shards) for piece in pieces]
+    # The names of files as bytes: they need not be UTF-8.
+    rows = [
+        {"shard": i} | piece._asdict() | {"file": os.fsencode(piece.file)}
+        for i, pieces in enumerate(shards)
+        for piece in pieces
+    ]
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows), sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
 
 
 def from_parquet(content: bytes) -> list[list[Piece]]:
-    """`to_parquet`'s inverse."""
-    rows = pq.read_table(io.BytesIO(content), page_checksum_verification=True).to_pylist()
-    by_shard = itertools.groupby(rows, lambda row: row.pop("shard"))
-    return [[Piece(**row) for row in group] for _, group in by_shard]
+    """`to_parquet`'s inverse; raises CorpusError for what it did not make."""
+    try:
+        rows = pq.read_table(io.BytesIO(content), page_checksum_verification=True).to_pylist()
+        by_shard = itertools.groupby(rows, lambda row: row.pop("shard"))
+        return [[Piece(**row | {"file": os.fsdecode(row["file"])}) for row in group] for _, group in by_shard]
+    except (pa.ArrowException, KeyError, OSError, TypeError, ValueError) as error:
+        raise CorpusError(f"the plan is damaged: {error}") from None
 
 
 def _pieces(argument: str) -> list[Piece]:
@@ -120,7 +161,7 @@ def _pieces(argument: str) -> list[Piece]:
 
 def _files(argument: str) -> Iterator[tuple[str, str, int]]:
     """Each file's path or URL, its path from what the argument names, and its size; sorted."""
-    system, path = fsspec.url_to_fs(argument)
+    system, path = located(argument)
     suffixes = (*audio.SUFFIXES, TABLE, TAR)
     if system.isdir(path):
         found = {
@@ -138,27 +179,37 @@ def _files(argument: str) -> Iterator[tuple[str, str, int]]:
 
 
 def _pieces_of_file(file: str, name: str, size: int) -> Iterator[Piece]:
-    suffix = posixpath.splitext(name)[1].lower()
+    suffix, name = posixpath.splitext(name)[1].lower(), escaped(name)
     if suffix == TAR:
         yield Piece("tar", file, name.removesuffix(TAR), bytes=size)
     elif suffix == TABLE:
-        with fsspec.open(file, "rb") as opened:
+        system, path = located(file)
+        with system.open(path, "rb") as opened:
             try:
                 table = pq.ParquetFile(opened)
                 columns = table_columns(table.schema_arrow)
+                if not 0 <= table.metadata.num_rows <= size:  # a footer may promise any number
+                    raise CorpusError(f"{file} promises {table.metadata.num_rows} rows in {size} bytes.")
                 if columns.audio is not None:
                     yield Piece("rows", file, name.removesuffix(TABLE), end=table.metadata.num_rows, bytes=size)
                     return
                 rows = table.read([column for column in (columns.path, columns.id) if column]).to_pylist()
-            except pa.ArrowException as error:
+            except CorpusError:
+                raise
+            except (pa.ArrowException, OSError, ValueError) as error:
+                if getattr(error, "errno", None):  # the disk's: Arrow's own about damage have no number
+                    raise
                 raise CorpusError(f"{file} can't be read as Parquet: {error}") from None
         yield from _listed(file, rows)
     elif suffix in (".jsonl", ".csv"):
-        with fsspec.open(file, "rt", encoding="utf-8", newline="") as opened:
+        system, path = located(file)
+        with system.open(path, "rb") as opened, io.TextIOWrapper(opened, encoding="utf-8", newline="") as text:
             try:
-                lines = csv.DictReader(opened, strict=True) if suffix == ".csv" else map(json.loads, opened)
+                lines = csv.DictReader(text, strict=True) if suffix == ".csv" else map(json_text.parse, text)
                 yield from _listed(file, lines)
-            except (csv.Error, json.JSONDecodeError, UnicodeDecodeError) as error:
+            except CorpusError:
+                raise
+            except (csv.Error, ValueError) as error:
                 raise CorpusError(f"{file} can't be read as {suffix[1:]}: {error}") from None
     else:
         yield Piece("file", file, name, bytes=size)
@@ -174,8 +225,11 @@ def _listed(manifest: str, rows: Iterable[Any]) -> Iterator[Piece]:
         path = _first(row, PATH_COLUMNS)
         if not path or not isinstance(path, str):
             raise CorpusError(f"{where}: has no path; it would be in one of {', '.join(PATH_COLUMNS)}.")
-        file = path if "://" in path else posixpath.join(folder, path)
-        yield Piece("file", file, str(_first(row, ID_COLUMNS) or path))
+        try:
+            file = listed(folder, path)
+        except CorpusError as error:
+            raise CorpusError(f"{where}: {error}") from None
+        yield Piece("file", file, escaped(str(_first(row, ID_COLUMNS) or path)))
 
 
 def _first(row: dict[str, Any], columns: Sequence[str]) -> Any:

@@ -4,6 +4,7 @@
 behind when their parent is killed. These end with the pipe to it.)
 """
 
+import errno
 import io
 import multiprocessing
 import multiprocessing.connection
@@ -16,11 +17,11 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
-import fsspec
 import numpy as np
 from jaxtyping import Float
 
 from .. import audio
+from .corpus import located
 from .reading import Content, Unreadable
 
 # Of one clip: what takes longer hangs, what takes more is a bomb. A day of audio at 44.1 kHz takes some 30 GB.
@@ -184,15 +185,19 @@ def _decoded(content: bytes | str, rate: int, separate: bool, max_seconds: float
 
 def _bytes(source: str) -> bytes | Unreadable | OSError:
     try:
-        system, path = fsspec.url_to_fs(source)
-        if system.info(path)["type"] == "directory":
-            return Unreadable("is a folder.")
+        system, path = located(source)
+        if (kind := system.info(path)["type"]) != "file":  # a pipe, say, which would never end
+            return Unreadable("is a folder." if kind == "directory" else "is no regular file.")
         with system.open(path, "rb") as file:
             content: bytes = file.read()
             return content
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return Unreadable("is not there.")
     except MemoryError:
         return Unreadable(f"takes more than {MEMORY} bytes of memory.")
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            return Unreadable("is not there.")
+        return OSError(f"{source} can't be read: {type(error).__name__}: {error}")
     except Exception as error:  # each kind of storage has its own
         return OSError(f"{source} can't be read: {type(error).__name__}: {error}")

@@ -5,12 +5,11 @@ import tarfile
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .. import audio
-from .corpus import CorpusError, Piece, table_columns
+from .corpus import CorpusError, Piece, escaped, listed, located, table_columns
 
 # Of one clip inside a tar, whose header may promise anything.
 MAX_BYTES = 4 * 2**30
@@ -41,17 +40,18 @@ def clips(piece: Piece) -> Iterator[tuple[Clip, Content]]:
         OSError: for what can't be read at all; what is there but damaged is `Unreadable`.
     """
     if piece.kind == "file":
-        yield Clip(piece.id, piece.file), piece.file
+        yield Clip(piece.id, escaped(piece.file)), piece.file
         return
     try:
-        with fsspec.open(piece.file, "rb") as file:
+        system, path = located(piece.file)
+        with system.open(path, "rb") as file:
             yield from _in_table(file, piece) if piece.kind == "rows" else _in_tar(file, piece)
     except FileNotFoundError:
-        yield Clip(piece.id, piece.file), Unreadable("is not there any more.")
+        yield Clip(piece.id, escaped(piece.file)), Unreadable("is not there any more.")
 
 
 def _in_table(file: BinaryIO, piece: Piece) -> Iterator[tuple[Clip, Content]]:
-    row = piece.first
+    row, source = piece.first, escaped(piece.file)
     folder = posixpath.dirname(piece.file)
     try:
         table = pq.ParquetFile(file, page_checksum_verification=True)
@@ -59,18 +59,18 @@ def _in_table(file: BinaryIO, piece: Piece) -> Iterator[tuple[Clip, Content]]:
         for batch in _rows(table, piece, [column for column in columns if column]):
             for values in batch.to_pylist():
                 key = values.get(columns.id)
-                clip = Clip(f"{piece.id}/{row}" if key is None else str(key), piece.file, str(row))
+                clip = Clip(f"{piece.id}/{row}" if key is None else str(key), source, str(row))
                 yield clip, _content(values[columns.audio], values.get(columns.path), folder)
                 row += 1
         reason = "the table has fewer rows than it had when the plan was made."
-    except (pa.ArrowException, CorpusError) as error:
+    except (pa.ArrowException, CorpusError, UnicodeDecodeError) as error:
         reason = f"its table is damaged: {error}"
     except OSError as error:
         if error.errno:  # the operating system's; Arrow raises its own about damage as OSError too, without a number
             raise
         reason = f"its table is damaged: {error}"
     for missing in range(row, piece.end):
-        yield Clip(f"{piece.id}/{missing}", piece.file, str(missing)), Unreadable(reason)
+        yield Clip(f"{piece.id}/{missing}", source, str(missing)), Unreadable(reason)
 
 
 def _rows(table: pq.ParquetFile, piece: Piece, columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -94,14 +94,17 @@ def _content(value: object, path: str | None, folder: str) -> Content:
         value = value["bytes"]
     if isinstance(value, bytes):
         return value
-    if path:
-        return path if "://" in path else posixpath.join(folder, path)
-    return Unreadable("its row has neither bytes nor a path.")
+    if not path:
+        return Unreadable("its row has neither bytes nor a path.")
+    try:
+        return listed(folder, path)
+    except CorpusError as error:
+        return Unreadable(str(error))
 
 
 def _in_tar(file: BinaryIO, piece: Piece) -> Iterator[tuple[Clip, Content]]:
     """The audio in a tar. Its members are streamed, never extracted: what they are called says nothing of our disk."""
-    damage = None
+    damage, source = None, escaped(piece.file)
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
@@ -110,8 +113,9 @@ def _in_tar(file: BinaryIO, piece: Piece) -> Iterator[tuple[Clip, Content]]:
                 if not member.name.lower().endswith(audio.SUFFIXES) or member.isdir():
                     continue
                 # WebDataset: what stands before the first dot of the name is the sample's key.
-                folder, name = posixpath.split(member.name)
-                clip = Clip(posixpath.join(folder, name.partition(".")[0]), piece.file, member.name)
+                path = escaped(member.name)
+                folder, name = posixpath.split(path)
+                clip = Clip(posixpath.join(folder, name.partition(".")[0]), source, path)
                 if not member.isreg() or member.issparse():
                     yield clip, Unreadable("is a link or something else that is no regular file.")
                 elif member.size > MAX_BYTES:
@@ -127,4 +131,4 @@ def _in_tar(file: BinaryIO, piece: Piece) -> Iterator[tuple[Clip, Content]]:
     except tarfile.TarError as error:
         damage = str(error)
     if damage is not None:
-        yield Clip(piece.id, piece.file), Unreadable(f"the tar is damaged, and what comes after is lost: {damage}")
+        yield Clip(piece.id, source), Unreadable(f"the tar is damaged, and what comes after is lost: {damage}")

@@ -22,6 +22,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from .. import json_text
 from ..atomic import TEMPORARY, replacing
 from . import corpus
 
@@ -173,7 +174,7 @@ def _sidecar_name(shard: int) -> str:
 def _json(content: bytes | None) -> dict[str, Any] | None:
     """An object of JSON; None for what is missing or damaged."""
     try:
-        said = json.loads(content or b"")
+        said = json_text.parse(content or b"")
     except ValueError:
         return None
     return said if isinstance(said, dict) else None

@@ -1,0 +1,305 @@
+"""Every parser of ours, fed what a stranger might: it raises what it says it raises, or what it gives is sound.
+
+A hundred inputs each with the other tests; `pytest tests/test_fuzz.py --hypothesis-profile=long` takes a hundred
+thousand. An input that takes ten seconds counts as a hang.
+"""
+
+import hashlib
+import io
+import json
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import small
+from hypothesis import given
+from hypothesis import strategies as st
+
+import snax
+from snax import config, json_text
+from snax.codes_file import CodesFile
+from snax.extract import corpus
+from snax.extract.corpus import CorpusError, Piece
+from snax.extract.reading import Clip, Unreadable, clips
+from snax.extract.store import Store, StoreError
+from snax.extract.table import Row, to_parquet
+from snax.packing import EncodedClip
+from snax.tokens import MINI_OMNI, ORPHEUS, TokenLayout, mini_omni_codes
+from snax.train import settings
+
+pytestmark = pytest.mark.usefixtures("as_users_see_it")
+
+# Values that JSON can have and that someone may not have thought of.
+NUMBERS = st.integers() | st.floats() | st.sampled_from([0, 1, 2, 64, 2**31, 2**63, 10**100])
+SCALARS = st.none() | st.booleans() | NUMBERS | st.text(max_size=20)
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(), inner, max_size=3)
+)
+
+
+@st.composite
+def mutated(draw: st.DrawFn, *whole: bytes) -> bytes:
+    """One of these with bytes changed, cut out, put in and repeated."""
+    content = draw(st.sampled_from(whole))
+    for _ in range(draw(st.integers(0, 6))):
+        at = draw(st.integers(0, len(content)))
+        end = at + draw(st.integers(0, 20))
+        kind = draw(st.sampled_from(["change", "cut", "put in", "repeat", "end"]))
+        if kind == "change":
+            content = content[:at] + draw(st.binary(max_size=4)) + content[at + 4 :]
+        elif kind == "cut":
+            content = content[:at] + content[end:]
+        elif kind == "put in":
+            content = content[:at] + draw(st.binary(max_size=20)) + content[at:]
+        elif kind == "repeat":
+            content = content[:at] + content[at:end] * draw(st.integers(2, 1000)) + content[end:]
+        else:
+            content = content[:at]
+    return content
+
+
+def says(error: Exception, *what: str) -> None:
+    """The message says one of these: it is ours, and not what a library happened to raise."""
+    assert any(each in str(error) for each in what), error
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("fuzz")
+
+
+def check_configuration(parse: Any) -> None:
+    try:
+        built = snax.SNACConfig.from_dict(parse())
+    except ValueError:
+        return
+    assert built.pad_multiple <= config.MAX_PAD_MULTIPLE
+    assert 0 < built.bitrate < 1e12
+    assert snax.SNACConfig.from_dict(json.loads(json.dumps(built.to_dict()))) == built
+
+
+CONFIGS = [json.dumps(each.to_dict()).encode() for each in (small.CONFIG, *config.PUBLISHED_CONFIGS.values())]
+
+
+@given(mutated(*CONFIGS, b"[" * 100_000, b'{"a":' * 100_000))
+def test_configurations(content: bytes) -> None:
+    check_configuration(lambda: json_text.parse(content))
+
+
+@given(
+    st.fixed_dictionaries({}, optional={field: VALUES | st.lists(NUMBERS) for field in small.CONFIG.to_dict()}),
+    st.sampled_from(CONFIGS),
+)
+def test_fields_of_configurations(fields: dict[str, Any], content: bytes) -> None:
+    check_configuration(lambda: json.loads(content) | fields)
+
+
+def codes_file() -> bytes:
+    with tempfile.NamedTemporaryFile() as file:
+        levels = [np.arange(2 * count).reshape(2, count) for count in (2, 4, 8)]
+        CodesFile(levels, "small", "ab" * 32, 16_000, 1000).write(file.name)
+        return Path(file.name).read_bytes()
+
+
+@given(mutated(codes_file()))
+def test_files_of_codes(folder: Path, content: bytes) -> None:
+    path = folder / "a.codes.safetensors"
+    path.write_bytes(content)
+    try:
+        file = CodesFile.read(path)
+    except ValueError as error:
+        says(error, str(path))
+        return
+    assert {level.ndim for level in file.codes} == {2}
+    assert len({len(level) for level in file.codes}) == 1
+    assert {level.dtype.kind for level in file.codes} <= set("iu")
+
+
+LAYOUTS = st.sampled_from(
+    [ORPHEUS, TokenLayout((4, 2, 1)), TokenLayout((8, 4, 2, 1), 64, 7, 100), TokenLayout((3, 1), 8)]
+)
+NEAR = st.integers(0, 2).flatmap(lambda i: st.integers(-5, 40_000).map(lambda n: n + [0, 128_266, 2**32 + 128_266][i]))
+TOKENS = st.lists(NEAR | st.integers(-(2**63), 2**63 - 1), max_size=30)
+
+
+@given(LAYOUTS, TOKENS, st.sampled_from([np.int64, np.int32, np.uint16]))
+def test_streams_of_tokens(layout: TokenLayout, tokens: list[int], dtype: type[np.generic]) -> None:
+    given = np.array(tokens, np.int64).astype(dtype)[None]
+    whole, rest = layout.split(given)
+    np.testing.assert_array_equal(np.concatenate([whole, rest], axis=1), given)
+    try:
+        codes = layout.unflatten(whole)
+    except ValueError as error:
+        says(error, "tokens[0, ")
+        return
+    assert all(((level >= 0) & (level < layout.codebook_size)).all() for level in codes)
+    np.testing.assert_array_equal(layout.flatten(codes), whole)
+
+
+@given(st.lists(TOKENS.filter(lambda tokens: len(tokens) > 9).map(lambda tokens: tokens[:10]), min_size=7, max_size=7))
+def test_streams_of_mini_omni(streams: list[list[int]]) -> None:
+    try:
+        codes = mini_omni_codes(np.array([streams], np.int64))
+    except ValueError as error:
+        says(error, "tokens[0, ")
+        return
+    assert all(((level >= 0) & (level < MINI_OMNI.codebook_size)).all() for level in codes)
+
+
+def parquet(**columns: Any) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.table(columns), sink)
+    return sink.getvalue()
+
+
+NAMES = ["a.wav", "/b.wav", "gs://bucket/c.wav", "../d.flac"]
+MANIFESTS = {
+    "m.jsonl": "".join(json.dumps({"path": name, "id": name[:1], "text": "ä"}) + "\n" for name in NAMES).encode(),
+    "m.csv": ("key,path\r\n" + "".join(f'{i},"{name}"\r\n' for i, name in enumerate(NAMES))).encode(),
+    "m.parquet": parquet(path=NAMES, key=list("abcd")),
+    "t.parquet": parquet(id=["a", "b", "c"], audio=[{"bytes": b"aa", "path": "a"}, {"bytes": None, "path": "b"}, None]),
+}
+
+
+def check_plan(path: Path) -> list[list[Piece]]:
+    """Of a file that is a manifest or not."""
+    try:
+        shards = corpus.plan([str(path)], 2)
+    except CorpusError as error:
+        says(error, path.name, "two clips would be called")
+        return []
+    assert corpus.from_parquet(corpus.to_parquet(shards)) == shards
+    for piece in (piece for shard in shards for piece in shard):
+        assert "\0" not in piece.file
+        assert piece.file.startswith((f"{path.parent}/", "/")) or piece.file.partition("://")[0].isalnum()
+    return shards
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_manifests(name: str, folder: Path) -> None:
+    @given(mutated(MANIFESTS[name]))
+    def check(content: bytes) -> None:
+        (folder / name).write_bytes(content)
+        for piece in (piece for shard in check_plan(folder / name) for piece in shard if piece.kind == "rows"):
+            check_clips(piece)
+
+    check()
+
+
+@given(st.lists(st.dictionaries(st.sampled_from(["path", "id", "file", "audio_path"]), VALUES | st.text()), max_size=5))
+def test_lines_of_manifests(folder: Path, rows: list[dict[str, Any]]) -> None:
+    path = folder / "lines.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    check_plan(path)
+
+
+def check_clips(piece: Piece) -> None:
+    """Each with what it is or why not, and names that any file can hold."""
+    found = list(clips(piece))
+    if piece.kind == "rows":
+        assert len(found) == piece.end - piece.first
+    for clip, content in found:
+        json.dumps(clip).encode()
+        "".join(filter(None, clip)).encode()
+        assert isinstance(content, bytes | str | Unreadable)
+
+
+def tar() -> bytes:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w") as archive:
+        for name in ("a.wav", "b.txt", "c/d.flac"):
+            entry = tarfile.TarInfo(name)
+            entry.size = 700
+            archive.addfile(entry, io.BytesIO(bytes(range(200)) * 4))
+    return sink.getvalue()
+
+
+@given(mutated(tar()))
+def test_tars(folder: Path, content: bytes) -> None:
+    (folder / "t.tar").write_bytes(content)
+    check_clips(Piece("tar", str(folder / "t.tar"), "t"))
+
+
+PLAN = [[Piece("file", "/a.wav", "a"), Piece("file", "/b.wav", "b")], [Piece("tar", "/t.tar", "t")]]
+
+
+@given(mutated(corpus.to_parquet(PLAN)))
+def test_plans(content: bytes) -> None:
+    try:
+        shards = corpus.from_parquet(content)
+    except CorpusError as error:
+        says(error, "the plan is damaged")
+        return
+    assert all(isinstance(piece, Piece) for shard in shards for piece in shard)
+
+
+SIDECAR = {"clips": 2, "committed": 2, "rows": 2, "samples": 9, "tokens": 7, "attempt": 1, "quarantined": []}
+SIDECARS = [json.dumps(SIDECAR | {"sha256": "ab" * 32}).encode()]
+
+
+@given(
+    mutated(*SIDECARS) | st.fixed_dictionaries({key: VALUES for key in SIDECAR}).map(lambda x: json.dumps(x).encode())
+)
+def test_sidecars(tmp_path_factory: pytest.TempPathFactory, folder: Path, content: bytes) -> None:
+    store = Store(str(folder / "store"))
+    store.write("_snax/00000.json", content)
+    try:
+        store.finish([PLAN[0]], 16_000)
+    except StoreError as error:
+        says(error, "shard 0")
+
+
+def shard() -> bytes:
+    codes = [np.arange(count, dtype=np.int32) for count in (2, 4, 8)]
+    rows = [Row(Clip(f"clip{i}", "a.wav"), 0, EncodedClip(codes, 1000)) for i in range(3)]
+    return to_parquet(rows, small.CONFIG, None, {})
+
+
+SUCCESS = json.dumps({"shards": [{"rows": 3, "sha256": hashlib.sha256(shard()).hexdigest()}]}).encode()
+
+
+def check_tokens(folder: Path) -> None:
+    try:
+        source = snax.open_tokens(folder)
+        for i in range(min(5, len(source))):
+            assert all(isinstance(level, np.ndarray) for level in source[i]["codes"])
+    except ValueError as error:
+        says(error, str(folder))
+
+
+@given(mutated(SUCCESS))
+def test_last_words_of_extractions(folder: Path, content: bytes) -> None:
+    (folder / "finished").mkdir(exist_ok=True)
+    (folder / "finished" / "tokens-00000-of-00001.parquet").write_bytes(shard())
+    (folder / "finished" / "_SUCCESS").write_bytes(content)
+    check_tokens(folder / "finished")
+
+
+@given(mutated(shard()))
+def test_shards_of_strangers(folder: Path, content: bytes) -> None:
+    """With the right hash: who changes a shard can change that too."""
+    (folder / "shards").mkdir(exist_ok=True)
+    (folder / "shards" / "tokens-00000-of-00001.parquet").write_bytes(content)
+    sums = {"shards": [{"rows": 3, "sha256": hashlib.sha256(content).hexdigest()}]}
+    (folder / "shards" / "_SUCCESS").write_text(json.dumps(sums))
+    check_tokens(folder / "shards")
+
+
+RECIPES = [path.read_bytes() for path in sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))]
+
+
+@given(mutated(*RECIPES))
+def test_recipes(folder: Path, content: bytes) -> None:
+    path = folder / "recipe.toml"
+    path.write_bytes(content)
+    try:
+        told = settings.read(path)
+    except ValueError as error:
+        says(error, "recipe.toml")
+        return
+    assert told.steps > 0
