@@ -84,6 +84,7 @@ def train(topology: str) -> dict[str, Any]:
         exchanged[name] += bytes_
     trained = [state.codec, state.judges.networks] if state.judges else [state.codec]
     row = {
+        "date": datetime.date.today().isoformat(),
         "topology": topology,
         "dtype": told.dtype,
         "batch": told.data.batch,
