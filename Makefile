@@ -2,13 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint
+.PHONY: demo test lint matrix
 
 demo: .venv/installed
 	$(BIN)/python examples/demo.py
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# On Python 3.11 to 3.13, each with the oldest and the newest JAX.
+matrix: .venv/installed
+	$(BIN)/nox --noxfile tests/noxfile.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .

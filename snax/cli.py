@@ -290,14 +290,16 @@ def _facts(name: str) -> list[tuple[str, Any]]:
 
 
 def _extraction_facts(folder: Path) -> list[tuple[str, Any]]:
-    made_with = json_text.parse((folder / "_snax" / "job.json").read_bytes())
     try:
-        sums = json_text.parse((folder / "_SUCCESS").read_bytes())
-    except FileNotFoundError:
-        done = len(list(folder.glob("tokens-*.parquet")))
-        sums = {"finished": f"no: {done} shards so far; `snax extract` goes on"}
-    else:
-        sums["shards"] = len(sums["shards"])
+        made_with = dict(json_text.parse((folder / "_snax" / "job.json").read_bytes()))
+        try:
+            sums = dict(json_text.parse((folder / "_SUCCESS").read_bytes()))
+            sums["shards"] = len(sums["shards"])
+        except FileNotFoundError:
+            done = len(list(folder.glob("tokens-*.parquet")))
+            sums = {"finished": f"no: {done} shards so far; `snax extract` goes on"}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"what the extraction in {folder} says of itself is damaged: {error}") from None
     if "tokens" in sums:
         sums["codes"] = sums.pop("tokens")  # `tokens` says which column of them was asked for
     return [*sums.items(), *made_with.items()]

@@ -128,7 +128,7 @@ class SNACConfig:
         return self.tokens_per_second * math.log2(self.codebook_size)
 
     def _largest_parameters(self) -> int:
-        """Those of the layers that have the most: strided and transposed convolutions, residual units, codebooks."""
+        """Those of all layers but biases, norms and what stands between one channel of audio and many."""
         sizes = [len(self.vq_strides) * self.codebook_dim * (2 * self.latent_dim + self.codebook_size)]
         residual = 3 * (1 if self.depthwise else 8)  # 1 x 1, and unless depthwise 7 x 1, three times a block
         for i, rate in enumerate(self.encoder_rates):
@@ -137,7 +137,10 @@ class SNACConfig:
         for i, rate in enumerate(self.decoder_rates):
             width = self.decoder_dim // 2**i
             sizes.append(width**2 * rate + (width // 2) ** 2 * residual)
-        sizes.append(self.decoder_dim * self.latent_dim)
+        sizes.append(self.latent_dim * self.decoder_dim * (1 if self.depthwise else 7))
+        sizes.append(0 if self.depthwise else 7 * self.latent_dim**2)
+        if self.attn_window_size is not None:
+            sizes.append(4 * (self.latent_dim**2 + self.decoder_dim**2))
         return sum(sizes)
 
     def _encoded_frames(self, samples: int) -> int:

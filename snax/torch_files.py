@@ -6,6 +6,7 @@ torch and safetensors are imported where a file of theirs is read or written, an
 import json
 import os
 import tempfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -82,9 +83,16 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 def _read_pickle(path: Path) -> dict[str, np.ndarray]:
     import torch
 
+    # torch writes archives in which nothing is compressed, and would take whatever memory one unpacks to.
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+                raise ValueError("it unpacks to more than it is, which torch's own files do not")
     state_dict = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(state_dict, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state_dict.values()):
         raise ValueError("expected a dictionary of tensors")
+    if repeating := [name for name, tensor in state_dict.items() if tensor.nbytes > tensor.untyped_storage().nbytes()]:
+        raise ValueError(f"these tensors repeat what they hold, which weights do not: {repeating!r:.200}")
     return {name: tensor.float().numpy() for name, tensor in state_dict.items()}
 
 

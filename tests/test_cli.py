@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -115,6 +116,31 @@ def test_refusals(corpus: Path, tmp_path: Path, model_folder: str, capsys: pytes
     (tmp_path / "empty").mkdir()
     assert "no files with .wav" in refused(capsys, "encode", tmp_path / "empty", "-m", model_folder)
     assert "can't be read as codes" in refused(capsys, "decode", corpus / "notes.txt")
+
+
+def test_names_that_look_like_patterns(corpus: Path, model_folder: str) -> None:
+    """What is there by a name is meant by it."""
+    (corpus / "a[b].wav").write_bytes((corpus / "a.wav").read_bytes())
+    (corpus / "ab.wav").write_bytes(b"nothing that should be looked at")
+    assert run("encode", corpus / "a[b].wav", "-m", model_folder) == 0
+    assert (corpus / "a[b].codes.safetensors").exists()
+
+
+def test_names_that_are_no_text(corpus: Path, model_folder: str) -> None:
+    name = os.fsdecode(b"\xff\x1b\n.wav")
+    (corpus / "a.wav").rename(corpus / name)
+    assert run("reconstruct", corpus / name, "-m", model_folder) == 0
+    assert (corpus / os.fsdecode(b"\xff\x1b\n.snac.wav")).exists()
+
+
+def test_a_link_where_codes_go_is_replaced(corpus: Path, tmp_path: Path, model_folder: str) -> None:
+    """And what it points at is left alone."""
+    (tmp_path / "precious").write_text("precious")
+    (corpus / "a.codes.safetensors").symlink_to(tmp_path / "precious")
+    assert run("encode", corpus / "a.wav", "-m", model_folder) == 2
+    assert run("encode", corpus / "a.wav", "-m", model_folder, "--force") == 0
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert not (corpus / "a.codes.safetensors").is_symlink()
 
 
 def test_codes_of_another_model(

@@ -2,9 +2,12 @@ import dataclasses
 import json
 from typing import Any
 
+import jax
 import pytest
+import small
 import snac
 import torch
+from flax import nnx
 
 import snax
 from snax.config import PUBLISHED_CONFIGS, strided_length
@@ -86,6 +89,16 @@ def test_strided_length(stride: int) -> None:
         ({"encoder_rates": [512, 1], "decoder_rates": [512]}, "`encoder_rates`.*rate of 1"),
         ({"encoder_rates": [256, 1, 1, 2], "decoder_rates": [256, 2]}, "`encoder_rates`.*rate of 1"),
         ({"hop_length": 512}, r"unknown \['hop_length'\]"),
+        # What would take more memory than there is.
+        ({"codebook_size": 10**12}, "`codebook_size`.*below 2"),
+        ({"codebook_size": 10**8}, "make at least .* parameters: it must be at most 1000000000"),
+        ({"encoder_dim": 2**20}, "make at least .* parameters"),
+        ({"decoder_dim": 2**20}, "make at least .* parameters"),
+        ({"attn_window_size": 10**6, "decoder_dim": 1024, "encoder_dim": 64}, "multiples of .* at most 1048576"),
+        ({"encoder_rates": [2, 4, 8, 8] * 4, "decoder_rates": [2, 4, 8, 8] * 4, "decoder_dim": 2**16}, "multiples of"),
+        ({"encoder_rates": [2] * 10**6}, "must be a list of 1 to 32"),
+        ({"vq_strides": [10**6, 1]}, "multiples of"),
+        ({"sampling_rate": 10**9}, "at most 768000 Hz"),
     ],
 )
 @pytest.mark.usefixtures("as_users_see_it")
@@ -98,3 +111,15 @@ def test_impossible_configurations(fields: dict[str, Any], message: str) -> None
 def test_configuration_that_is_no_object() -> None:
     with pytest.raises(ValueError, match="must be an object"):
         snax.SNACConfig.from_dict(["noise"])
+
+
+PUBLISHED = [dataclasses.asdict(each) for each in PUBLISHED_CONFIGS.values()]
+
+
+@pytest.mark.parametrize("changes", [*small.CONFIGS.values(), *PUBLISHED])
+def test_the_limit_is_that_of_parameters(changes: dict[str, Any]) -> None:
+    """What is counted for the limit are most of a model's parameters."""
+    built = snax.SNACConfig(**dataclasses.asdict(small.CONFIG) | {"latent_dim": 0} | changes)
+    model = nnx.eval_shape(lambda: snax.SNAC(built, rngs=nnx.Rngs(0)))
+    counted, there = built._largest_parameters(), sum(leaf.size for leaf in jax.tree.leaves(model))
+    assert 0.7 < counted / there <= 1  # biases and the like are left out

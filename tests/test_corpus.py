@@ -1,18 +1,21 @@
 """What a corpus is found to be made of, and how it is planned and read."""
 
 import io
+import json
 import os
+import re
 import tarfile
 from pathlib import Path
 
 import corpora
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snax.extract import corpus
+from snax.extract import corpus, decoding
 from snax.extract.corpus import CorpusError, Piece, plan
 from snax.extract.reading import Unreadable, clips
 
@@ -110,6 +113,90 @@ def test_a_manifest_of_paths_in_parquet(tmp_path: Path) -> None:
         ("b", "/b.wav"),
         ("c", "gs://bucket/c.wav"),
     ]
+
+
+NOT_LISTED = {
+    "../secret.wav": None,  # from elsewhere it stays elsewhere
+    "/etc/passwd": "is a file of this machine, which a list from elsewhere can't name",
+    "file:///etc/passwd": "is a file of this machine",
+    "local:///etc/passwd": "is a file of this machine",
+    "simplecache::http://a/b.wav": "is no plain URL",
+    "zip://a.wav::gs://b/c.zip": "is no plain URL",
+    "a\0.wav": "can't be the name of a file",
+    "\ud800.wav": "can't be the name of a file",
+}
+
+
+@pytest.mark.parametrize("path", NOT_LISTED)
+def test_what_a_list_from_elsewhere_names(path: str) -> None:
+    """A manifest and a table of a store: the first is refused, a row of the second is no clip."""
+    store = fsspec.filesystem("memory")
+    store.pipe_file("/lists/m.jsonl", json.dumps({"path": path}).encode())
+    if (message := NOT_LISTED[path]) is None:
+        ((piece,),) = plan(["memory://lists/m.jsonl"], 10)
+        assert piece.file.startswith("memory://")
+        return
+    with pytest.raises(CorpusError, match=re.escape(f"m.jsonl, clip 1: {path!r} {message}")):
+        plan(["memory://lists/m.jsonl"], 10)
+    if path.startswith("\ud800"):  # Parquet has no such text
+        return
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"audio": [{"bytes": None, "path": path}]}), sink)
+    store.pipe_file("/lists/t.parquet", sink.getvalue())
+    assert f"{path!r} {message}" in read(Piece("rows", "memory://lists/t.parquet", "t", 0, 1))["t/0"]
+
+
+def test_a_table_of_more_rows_than_bytes(tmp_path: Path) -> None:
+    """A thousand million rows of nothing are a few kilobytes."""
+    nothing = pa.DictionaryArray.from_arrays(pa.array([0] * 10**6, pa.int8()), pa.array([b""]))
+    pq.write_table(pa.table({"audio": nothing.cast(pa.binary())}), tmp_path / "t.parquet")
+    with pytest.raises(CorpusError, match=r"promises 1000000 rows in \d+ bytes"):
+        plan([str(tmp_path / "t.parquet")], 10)
+
+
+# As a file may be called: as patterns, URLs and options look, with escapes of terminals, and not in UTF-8.
+ODD_NAMES = [
+    *(b"a::b.wav", b"zip::a.wav", b"file:x.wav", b"glob[1].wav", b"star*.wav", b"hash#.wav", b"per%20cent.wav"),
+    *(b"-dash.wav", b"new\nline.wav", b"esc\x1b[31m.wav", b"q\"uo'te.wav", b"back\\slash.wav", b"$HOME.wav"),
+    *("\u00fcn\u00ef.wav".encode(), b"\xff\xfe.wav", b"x" * 250 + b".wav"),
+]
+
+
+def test_names_of_all_kinds(tmp_path: Path) -> None:
+    """Each is found in its folder and by itself, and what is read is what is there."""
+    for name in ODD_NAMES:
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(name)
+    shards = plan([str(tmp_path)], 1000)
+    assert corpus.from_parquet(corpus.to_parquet(shards)) == shards
+    contents = [content for piece in shards[0] for _, content in clips(piece)]
+    assert sorted(decoding._bytes(content) for content in contents) == sorted(ODD_NAMES)
+    names = [clip.id for piece in shards[0] for clip, _ in clips(piece)]
+    assert len(set("\n".join(names).encode())) > 40, "they are text"
+    assert "\\udcff\\udcfe.wav" in names
+    for piece in shards[0]:
+        assert plan([piece.file], 1000) == [[piece]]
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    """A manifest's clips that are not there in one way or another are unreadable, and no reason to stop."""
+    os.mkfifo(tmp_path / "pipe.wav")
+    (tmp_path / "loop.wav").symlink_to("loop.wav")
+    (tmp_path / "a.wav").write_bytes(b"a")
+    names = {"pipe.wav": "is no regular file.", "/dev/zero": "is no regular file.", ".": "is a folder."}
+    names |= dict.fromkeys(["loop.wav", "a.wav/b.wav", "x" * 300 + ".wav", "x/" * 3000], "is not there.")
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps({"path": name}) + "\n" for name in names))
+    (shard,) = plan([str(tmp_path / "m.jsonl")], 100)
+    assert [decoding._bytes(piece.file) for piece in shard] == [Unreadable(reason) for reason in names.values()]
+
+
+def test_links_in_a_folder(tmp_path: Path) -> None:
+    """Those to files are followed, as corpora are made of them; folders that go round in circles are not."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "b.wav").write_bytes(b"b")
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.wav").symlink_to(tmp_path / "elsewhere" / "b.wav")
+    (tmp_path / "corpus" / "again").symlink_to(tmp_path / "corpus")
+    assert ids(tmp_path / "corpus") == ["a.wav"]
 
 
 def test_a_table_of_something_else(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -272,6 +273,52 @@ def test_killed_while_converting(published: hub.Hub, tmp_path: Path) -> None:
     assert again.returncode == 0, output
     assert list(cache.glob("**/format-?"))
     assert not list(cache.glob("**/*.unfinished"))
+
+
+# A process of another user's, who can't open what root's Python still has to import: so all of it is imported before.
+LOAD_AS = """
+import os, sys
+import huggingface_hub.constants, huggingface_hub.utils._cache_assets
+import snax
+name, shared, user = sys.argv[1:]
+snax.load(name)
+huggingface_hub.constants.HF_HUB_CACHE = shared + "/hub"
+huggingface_hub.utils._cache_assets.HF_ASSETS_CACHE = shared + "/assets"
+os.chdir("/")
+os.setgid(int(user))
+os.setuid(int(user))
+print(snax.load(name).encode(__import__("numpy").ones((1, 1, 640), "float32"))[0].tolist())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root can be several users")
+def test_a_cache_that_users_share(published: hub.Hub) -> None:
+    """What one has converted the next reads, and can't change; what the first has not, the next can't write into the
+    first one's folders, and is told which."""
+    published.files["someone/other", COMMIT, "config.json"] = published.files[REPO, COMMIT, "config.json"]
+    published.files["someone/other", COMMIT, "pytorch_model.bin"] = published.files[REPO, COMMIT, "pytorch_model.bin"]
+    # Not below pytest's folders, which are root's alone.
+    with tempfile.TemporaryDirectory() as shared, tempfile.TemporaryDirectory() as home:
+        for folder in (shared, home):
+            os.chmod(folder, 0o1777)
+
+        def load(name: str, user: int) -> subprocess.CompletedProcess[str]:
+            environment = os.environ | {"HF_ENDPOINT": published.url, "HF_HOME": home}
+            line = [sys.executable, "-c", LOAD_AS, name, shared, str(user)]
+            return subprocess.run(line, env=environment, capture_output=True, text=True)
+
+        first = load(REPO, 12_345)
+        assert first.returncode == 0, first.stderr
+        (folder,) = Path(shared).glob("assets/**/format-1")
+        before = {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]}
+        assert {path.stat().st_uid for path in before} == {12_345}
+        assert not [path for path in before if path.stat().st_mode & 0o022], "others could change it"
+        second = load(REPO, 12_346)
+        assert (second.returncode, second.stdout) == (0, first.stdout), second.stderr
+        assert {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]} == before
+        third = load("someone/other", 12_346)
+        assert third.returncode == 1
+        assert f"PermissionError: [Errno 13] Permission denied: '{shared}/hub/models--someone--other'" in third.stderr
 
 
 def test_torch_folder(torch_folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,24 @@ def test_pickle_that_runs_code_is_refused_and_not_run(folder: Path, tmp_path: Pa
         with pytest.raises(ValueError, match=r"pytorch_model.bin can't be read as weights"):
             snax.load(folder)
         assert not victim.exists()
+
+
+def test_pickles_that_take_all_memory(folder: Path) -> None:
+    """A few kilobytes that would become a terabyte: a tensor that repeats one number, and one that is compressed."""
+    path = folder / "pytorch_model.bin"
+    state_dict = torch.load(path, weights_only=True)
+    name = next(iter(state_dict))
+    torch.save(state_dict | {name: torch.zeros(1, dtype=torch.float16).expand(2**20, 2**19)}, path)
+    with pytest.raises(ValueError, match=f"repeat what they hold, which weights do not: .*{name}"):
+        snax.load(folder)
+    torch.save(state_dict | {name: torch.zeros(2**22)}, path)
+    with zipfile.ZipFile(path) as whole:
+        members = {info: whole.read(info) for info in whole.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for info, content in members.items():
+            archive.writestr(info.filename, content)
+    with pytest.raises(ValueError, match="unpacks to more than it is"):
+        snax.load(folder)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])

@@ -2,11 +2,11 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 
 from ..model import SNAC
 from ..packing import EncodedClip, decode_many, encode_many
@@ -14,10 +14,11 @@ from . import metrics
 
 
 class Scored(NamedTuple):
-    """A clip's name, its audio and what became of it, and its scores."""
+    """A clip's name, its audio, its codes and what became of it, and its scores."""
 
     id: str
     audio: Float[np.ndarray, " samples"]
+    codes: Sequence[Integer[np.ndarray, " _"]]
     decoded: Float[np.ndarray, " samples"]
     scores: dict[str, float]
 
@@ -62,6 +63,7 @@ def score(
             use.add(clip)
             yield clip
 
-    decoded = decode_many(model, counted())
-    for (name, audio), ours in zip(kept, decoded, strict=True):
-        yield Scored(name, audio, ours, metrics.scores(ours, audio, model.config.sampling_rate, with_pesq=True))
+    codes, to_decode = itertools.tee(counted())
+    for (name, audio), clip, ours in zip(kept, codes, decode_many(model, to_decode), strict=True):
+        scores = metrics.scores(ours, audio, model.config.sampling_rate, with_pesq=True)
+        yield Scored(name, audio, [np.asarray(level) for level in clip.codes], ours, scores)
