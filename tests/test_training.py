@@ -36,6 +36,7 @@ TOLD = settings.Settings(
     optimizer=settings.Optimizer(learning_rate=1e-3, decay=0.9, clip=10.0),
     # Not the STFT's: the gradient of single bins' logarithms is as large as a bin is small, and those are rounding.
     losses=settings.Losses(waveform=1.0),
+    average=0.5,
     discriminators=settings.Discriminators(
         periods=(2, 5), windows=(512, 256), period_widths=(4, 8, 16), spectrum_width=4
     ),
@@ -53,6 +54,7 @@ def batches(count: int) -> list[np.ndarray]:
     return list(parts[:count])
 
 
+@functools.cache
 def compiled(told: settings.Settings, *, judged: bool) -> Any:
     return jax.jit(functools.partial(step, settings=told, judged=judged))
 
@@ -106,13 +108,12 @@ def test_bfloat16_computes_in_it_and_keeps_float32() -> None:
 
 def test_average_and_usage() -> None:
     """The average moves as a moving average does, quickly at first; each codebook's usage sums to its size."""
-    told = dataclasses.replace(PLAIN, average=0.5)
-    state = begin(small.model(CONFIG), told)
-    take = compiled(told, judged=False)
+    state = begin(small.model(CONFIG), PLAIN)
+    take = compiled(PLAIN, judged=False)
     expected = np.asarray(state.average.encoder.conv_in.kernel[...])
     for number, batch in enumerate(batches(3)):
         state, _ = take(state, batch)
-        decay = min(0.5, (1 + number) / (10 + number))
+        decay = min(PLAIN.average, (1 + number) / (10 + number))
         now = np.asarray(fold(state.codec).encoder.conv_in.kernel[...])
         expected = decay * expected + (1 - decay) * now
         np.testing.assert_allclose(state.average.encoder.conv_in.kernel[...], expected, rtol=1e-5, atol=1e-7)
