@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint matrix
+.PHONY: demo test lint docs matrix
 
 demo: .venv/installed
 	$(BIN)/python examples/demo.py
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+docs: .venv/installed
+	$(BIN)/mkdocs build --strict
 
 # On Python 3.11 to 3.13, each with the oldest and the newest JAX.
 matrix: .venv/installed

@@ -1,4 +1,4 @@
-"""Why padding changes tokens, as a picture: `python -m benchmarks.padding` draws benchmarks/padding.png.
+"""Why padding changes tokens, as a picture: `python -m benchmarks.padding` draws docs/padding.png.
 
 Two seconds of speech alone, and in a batch with a longer clip: padded with zeros, and with `valid`. snac_24khz
 architecture; the weights are drawn and scaled so that the model behaves like a trained one.
@@ -51,7 +51,7 @@ def main() -> None:
         below.set_yticks([i + 0.5 for i in range(len(codes))], [f"level {i}" for i in range(len(codes))])
     grid[0][0].set_ylabel("audio")
     grid[1][0].set_ylabel("latents off by\n(1e-9: not at all)")
-    figure.savefig(Path(__file__).with_suffix(".png"), dpi=100)
+    figure.savefig(Path(__file__).parents[1] / "docs" / "padding.png", dpi=100)
 
 
 if __name__ == "__main__":

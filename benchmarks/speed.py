@@ -2,7 +2,7 @@
 
 Every system lives in a process of its own, as it would in use: in one process they spend each other's memory and
 threads. For each architecture and case they take turns, so that a slow minute of the machine slows all of them. Their
-tokens are compared first. Prints a table of multiples of real time, writes benchmarks/speed.json and speed.png.
+tokens are compared first. Prints a table of multiples of real time, writes benchmarks/speed.json and docs/speed.png.
 All draw the decoder's noise, as the reference does. On an NVIDIA GPU with jax[cuda12] all but ONNX Runtime use it.
 """
 
@@ -86,7 +86,7 @@ def main() -> None:
                 print(line(rows[-len(times) :]), flush=True)
     results = {"machine": machine(), "rows": rows}
     (HERE / "speed.json").write_text(json.dumps(results, indent=1) + "\n")
-    draw(results, HERE / "speed.png")
+    draw(results, HERE.parent / "docs" / "speed.png")
 
 
 def systems() -> list[str]:

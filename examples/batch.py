@@ -4,8 +4,9 @@ import sys
 from pathlib import Path
 
 import snax
+from snax.audio import read
 
-from demo import CLIP, load, read_mono
+from demo import CLIP, load
 
 
 def main() -> None:
@@ -13,7 +14,7 @@ def main() -> None:
     paths = [Path(argument) for argument in sys.argv[1:]] or sorted(bundled)
     model, _ = load()
     clips = (
-        read_mono(path, model.config.sampling_rate)[0, 0] for path in paths
+        read(path, model.config.sampling_rate)[0] for path in paths
     )  # read one after the other, as they are needed
 
     encoded = []

@@ -3,14 +3,15 @@
 import numpy as np
 
 import snax
+from snax.audio import read
 from snax.tokens import ORPHEUS, ORPHEUS_END, ORPHEUS_NUMBERS, ORPHEUS_START, TokenLayout
 
-from demo import CLIP, load, read_mono
+from demo import CLIP, load
 
 
 def main() -> None:
     model, _ = load()
-    codes = model.encode(read_mono(CLIP, model.config.sampling_rate))
+    codes = model.encode(read(CLIP, model.config.sampling_rate)[None])
 
     ids = ORPHEUS.flatten(codes)[0]  # 7 a group: coarse, middle, fine, fine, middle, fine, fine
     print("Orpheus' ids:    ", [ORPHEUS_START, *ids[:7].tolist(), "...", ORPHEUS_END])

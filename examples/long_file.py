@@ -11,14 +11,15 @@ from pathlib import Path
 import numpy as np
 
 import snax
+from snax.audio import read
 
-from demo import CLIP, load, read_mono
+from demo import CLIP, load
 
 
 def main() -> None:
     model, _ = load()
     rate = model.config.sampling_rate
-    audio = read_mono(Path(sys.argv[1]) if len(sys.argv) > 1 else CLIP, rate)[0, 0]
+    audio = read(Path(sys.argv[1]) if len(sys.argv) > 1 else CLIP, rate)[0]
     if len(sys.argv) == 1:
         audio = np.resize(audio, 600 * rate)  # over and over
 

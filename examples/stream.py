@@ -8,14 +8,15 @@ import time
 import numpy as np
 
 import snax
+from snax.audio import read
 
-from demo import CLIP, load, read_mono
+from demo import CLIP, load
 
 
 def main() -> None:
     model, _ = load()
     config = model.config
-    codes = model.encode(read_mono(CLIP, config.sampling_rate))
+    codes = model.encode(read(CLIP, config.sampling_rate)[None])
     whole = model.decode(codes)
     frames = codes[0].shape[1]
     print(f"{frames} coarse frames of {config.pad_multiple / config.sampling_rate * 1000:.0f} ms")

@@ -22,7 +22,7 @@ NEWEST = ["--upgrade", "jax", "flax", "orbax-checkpoint"]
 def tests(session: nox.Session, versions: list[str]) -> None:
     """All that need no torch."""
     session.chdir(ROOT)
-    session.install("--editable", ".[av,demo,eval]", "beartype", "hypothesis", "pytest", *versions)
+    session.install("--editable", ".[av,eval]", "beartype", "hypothesis", "pytest", *versions)
     session.run("python", "-c", "import flax, jax; print('jax', jax.__version__, 'flax', flax.__version__)")
     files = [path for path in sorted((ROOT / "tests").glob("test_*.py")) if not NEED_TORCH.search(path.read_text())]
     session.run("pytest", "--quiet", *map(str, files), *session.posargs)
