@@ -118,10 +118,13 @@ def test_a_manifest_of_paths_in_parquet(tmp_path: Path) -> None:
 NOT_LISTED = {
     "../secret.wav": None,  # from elsewhere it stays elsewhere
     "/etc/passwd": "is a file of this machine, which a list from elsewhere can't name",
-    "file:///etc/passwd": "is a file of this machine",
-    "local:///etc/passwd": "is a file of this machine",
-    "simplecache::http://a/b.wav": "is no plain URL",
-    "zip://a.wav::gs://b/c.zip": "is no plain URL",
+    "file:///etc/passwd": "is no URL that a list may have",
+    "local:///etc/passwd": "is no URL that a list may have",
+    "git://a.wav": "is no URL that a list may have",  # it would be read from this machine's repositories
+    "nothing://a.wav": "is no URL that a list may have",
+    "simplecache::http://a/b.wav": "is no URL that a list may have",
+    "zip://a.wav::gs://b/c.zip": "is no URL that a list may have",
+    "http://a/b.wav::gs://b/c.wav": "is no URL that a list may have",
     "a\0.wav": "can't be the name of a file",
     "\ud800.wav": "can't be the name of a file",
 }

@@ -25,6 +25,9 @@ from .. import audio, json_text
 PATH_COLUMNS = ("path", "audio_filepath", "audio_path", "file", "url")
 ID_COLUMNS = ("id", "key", "utt_id")
 TABLE, TAR = ".parquet", ".tar"
+# What the URLs in a list may begin with, beside that of the list itself. fsspec knows many more: some read this
+# machine's files, some unpack or cache what they fetch.
+STORES = frozenset({"abfs", "abfss", "az", "gcs", "gs", "hf", "http", "https", "s3", "s3a"})
 
 
 class Piece(NamedTuple):
@@ -51,14 +54,14 @@ def listed(folder: str, path: str) -> str:
     """The file that a manifest or table in `folder` means by `path`: relative to it, absolute, or a URL.
 
     Raises:
-        CorpusError: for what a stranger's list has no business with: local files in a list that is not, systems that
-            are chained (to unpack or cache what is fetched); and for what can't be the name of a file.
+        CorpusError: for what a stranger's list has no business with: local files in a list that is not, other kinds
+            of storage than STORES, several that are chained; and for what can't be the name of a file.
     """
     scheme, colon, _ = path.partition("://")
-    remote = "://" in folder
-    if colon and (not scheme.isalnum() or "::" in path):
-        raise CorpusError(f"{path!r:.200} is no plain URL.")
-    if remote and (scheme in ("file", "local") if colon else posixpath.isabs(path)):
+    home, remote, _ = folder.partition("://")
+    if colon and (scheme not in STORES | {home if remote else "file"} or "::" in path):
+        raise CorpusError(f"{path!r:.200} is no URL that a list may have, which are of {', '.join(sorted(STORES))}.")
+    if remote and not colon and posixpath.isabs(path):
         raise CorpusError(f"{path!r:.200} is a file of this machine, which a list from elsewhere can't name.")
     try:
         if b"\0" not in os.fsencode(path):
