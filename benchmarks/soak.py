@@ -2,8 +2,9 @@
 
 streaming: one stream of snac_24khz (drawn weights) that never ends, a coarse frame a push, its codes repeating; every
 round must sound exactly like the first, and the process stay as large as it was.
-extraction: two processes make shards of 1,500 clips, a tar and a table among them, and are killed, and their shards
-damaged, again and again; each time that they have come to an end, the shards must be those of a run left alone.
+extraction: two processes make shards with snac_24khz (drawn weights) of copies of 1,500 clips, a tar and a table among
+them. They are killed, and files of theirs damaged, again and again; in the end every copy of every clip must be there
+once, with the codes that one copy alone has.
 Figures go to soak.json, with the memory of the processes all along.
 """
 
@@ -78,56 +79,73 @@ def extraction(seconds: float) -> dict[str, Any]:
     sys.path.insert(0, str(HERE.parent / "tests"))
     import corpora
     import jobs
-    import small
 
-    chance, counts, peaks = random.Random(0), Counter[str](), []
+    chance, counts, memory = random.Random(0), Counter[str](), []
     with tempfile.TemporaryDirectory() as name:
         folder, out = Path(name), Path(name, "out")
-        snax.save(small.model(), folder / "model")
-        clips = corpora.clips(1_400, seed=1) | {f"bad{i}.wav": b"bad" for i in range(20)}
-        corpora.folder(folder / "corpus", clips)
-        corpora.table(folder / "corpus" / "a.parquet", corpora.clips(40, seed=2))
-        corpora.tar(folder / "corpus" / "a.tar", corpora.clips(40, seed=3))
+        snax.save(snax.SNAC(PUBLISHED_CONFIGS["snac_24khz"], rngs=nnx.Rngs(0)), folder / "model")
+        once = corpora.folder(
+            folder / "once", corpora.clips(1_400, seed=1) | {f"bad{i}.wav": b"bad" for i in range(20)}
+        )
+        corpora.table(once / "a.parquet", corpora.clips(40, seed=2))
+        corpora.tar(once / "a.tar", corpora.clips(40, seed=3))
 
-        def start(where: Path, processes: int) -> list[Any]:
-            inputs = [folder / "corpus"]
-            return jobs.start(inputs, where, folder / "model", processes, shard_clips=20, decoders=1)
+        def start(corpus: Path, where: Path, processes: int) -> list[Any]:
+            return jobs.start([corpus], where, folder / "model", processes, shard_clips=250, decoders=1)
 
-        jobs.finish(start(folder / "alone", 1))
-        expected = jobs.hashes(folder / "alone")
-        quarantine = (folder / "alone" / "_quarantine.jsonl").read_text()
-        assert len(quarantine.splitlines()) == 20
         begin = time.monotonic()
-        while time.monotonic() - begin < seconds:
-            running = start(out, 2)
-            killed = time.monotonic() + chance.uniform(5, 60)
-            peak = 0
+        jobs.finish(start(once, folder / "alone", 1))
+        copies = max(1, round(seconds / (time.monotonic() - begin)))
+        for copy in range(copies):
+            shutil.copytree(once, folder / "corpus" / f"{copy:04}", copy_function=os.link)
+
+        begin = time.monotonic()
+        while True:
+            running = start(folder / "corpus", out, 2)
+            started = time.monotonic()
+            killed, looked = started + chance.uniform(30, 600), started
             while time.monotonic() < killed and any(process.poll() is None for process in running):
-                peak = max(peak, resident([pid for process in running for pid in session(process.pid)]))
-                time.sleep(0.2)
-            peaks.append((round(time.monotonic() - begin), peak))
-            if any(process.poll() is None for process in running):
-                for process in running[: chance.randint(1, 2)]:  # one of them, and the other must not wait for ever
-                    if process.poll() is None:
-                        os.killpg(process.pid, signal.SIGKILL)
-                        counts["kills"] += 1
-                for process in running:
-                    process.communicate(timeout=300)
-                counts["damages"] += damage(out, chance)
-                continue
-            jobs.finish(running)
-            counts["finished"] += 1
-            assert jobs.hashes(out) == expected
-            assert (out / "_quarantine.jsonl").read_text() == quarantine
-            shutil.rmtree(out)
+                time.sleep(1)
+                if time.monotonic() > looked + 60:
+                    looked = time.monotonic()
+                    size = resident([pid for process in running for pid in session(process.pid)])
+                    memory.append([round(looked - begin), round(looked - started), size])
+            if all(process.poll() is not None for process in running):
+                break
+            for process in running[: chance.randint(1, 2)]:  # one of them, and the other must not wait for ever
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    counts["kills"] += 1
+            for process in running:
+                process.communicate(timeout=300)
+            counts["files_damaged"] += damage(out, chance)
+        jobs.finish(running)
+        took = time.monotonic() - begin
+
+        expected, found = dict(clips(folder / "alone", once)), Counter[tuple[str, ...]]()
+        for (path, member), codes in clips(out, folder / "corpus"):
+            copy, _, path = path.partition("/")
+            found[copy, path, member] += 1
+            for level, same in zip(codes, expected[path, member], strict=True):
+                np.testing.assert_array_equal(level, same)
+        assert set(found.values()) == {1}
+        assert len(found) == copies * len(expected) == copies * 1_480
+        quarantined = (out / "_quarantine.jsonl").read_text().splitlines()
+        assert len(quarantined) == len(set(quarantined)) == copies * 20
     return {
-        "hours": seconds / 3600,
-        "clips": len(clips) + 80,
-        "shards": len(expected),
+        "hours": round(took / 3600, 2),
+        "clips": copies * 1_500,
         **counts,
-        "finished_with_other_shards": 0,  # or an assertion would have failed above
-        "MB_at_most_by_second": peaks,
+        "clips_lost_or_twice_or_with_other_codes": 0,  # or an assertion would have failed above
+        "MB_by_second_and_second_since_start": memory,
     }
+
+
+def clips(out: Path, corpus: Path) -> Iterator[tuple[tuple[str, str], list[np.ndarray]]]:
+    """The codes in all shards, each with its file in the corpus and its name in that file, if it has one."""
+    rows = snax.open_tokens(out)
+    for row in (rows[i] for i in range(len(rows))):
+        yield (str(Path(row["source"]).relative_to(corpus)), row["member"] or ""), row["codes"]
 
 
 def damage(out: Path, chance: random.Random) -> int:

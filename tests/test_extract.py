@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import multiprocessing
 import os
 import time
 from collections.abc import Iterator
@@ -315,6 +316,22 @@ class _Does:
 
     def __reduce__(self) -> Any:
         return self.call
+
+
+def test_a_decoder_ends_quietly_with_its_parent() -> None:
+    spawn = multiprocessing.get_context("spawn")
+    for read_first in (True, False):  # an answer that nobody took resets the pipe
+        ours, theirs = spawn.Pipe()
+        decoder = spawn.Process(target=decoding._serve, args=(theirs, 16_000, False, 10.0))
+        decoder.start()
+        theirs.close()
+        ours.send(b"no audio")
+        assert ours.poll(60)
+        if read_first:
+            ours.recv()
+        ours.close()
+        decoder.join(60)
+        assert decoder.exitcode == 0
 
 
 def test_a_decoder_that_crashes_or_hangs_harms_its_clip_alone() -> None:

@@ -79,7 +79,7 @@ def check_configuration(parse: Any) -> None:
     except ValueError:
         return
     assert built.pad_multiple <= config.MAX_PAD_MULTIPLE
-    assert 0 < built.bitrate < 1e12
+    assert (0 < built.bitrate < 1e12) or built.codebook_size == 1  # one code says nothing
     assert snax.SNACConfig.from_dict(json.loads(json.dumps(built.to_dict()))) == built
 
 

@@ -4,6 +4,7 @@
 behind when their parent is killed. These end with the pipe to it.)
 """
 
+import contextlib
 import errno
 import io
 import multiprocessing
@@ -153,19 +154,18 @@ def _serve(pipe: multiprocessing.connection.Connection, rate: int, separate: boo
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    while True:
-        try:
+    # How a pipe ends depends on what was in it when the parent was killed.
+    with contextlib.suppress(EOFError, ConnectionResetError, BrokenPipeError):
+        while True:
             content = pipe.recv()
-        except EOFError:
-            return
-        begin = time.perf_counter()
-        answer = _decoded(content, rate, separate, max_seconds)
-        seconds = time.perf_counter() - begin
-        if isinstance(answer, np.ndarray):
-            pipe.send((answer.shape, seconds))
-            pipe.send_bytes(answer.data)
-        else:
-            pipe.send((answer, seconds))
+            begin = time.perf_counter()
+            answer = _decoded(content, rate, separate, max_seconds)
+            seconds = time.perf_counter() - begin
+            if isinstance(answer, np.ndarray):
+                pipe.send((answer.shape, seconds))
+                pipe.send_bytes(answer.data)
+            else:
+                pipe.send((answer, seconds))
 
 
 def _decoded(content: bytes | str, rate: int, separate: bool, max_seconds: float) -> np.ndarray | Unreadable | OSError:
