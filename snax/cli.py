@@ -1,5 +1,5 @@
 """One command per use: `snax encode`, `decode`, `reconstruct` and `info` for files, `snax extract` for a corpus,
-`snax train` and `snax eval`.
+`snax train`, and `snax eval` and `snax report` for what a model does to audio.
 """
 
 import argparse

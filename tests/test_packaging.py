@@ -63,3 +63,11 @@ def test_an_empty_environment(built: Path, tmp_path: Path) -> None:
     code = "import sys, snax; assert 'torch' not in sys.modules; print(snax.__file__)"
     said = subprocess.run([programs / "python", "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
     assert Path(said.stdout.strip()).is_relative_to(tmp_path / "env")
+
+    # What takes more says what, before anything is done.
+    for command, extra in {"extract": "extract", "train": "train", "eval": "eval", "report": "eval"}.items():
+        line = [programs / "snax", command, clip, "-o", tmp_path / "out"]
+        ended = subprocess.run(line, cwd=tmp_path, env=offline, check=False, capture_output=True, text=True)
+        assert ended.returncode == 2
+        assert f"pip install 'snax-codec[{extra}]'" in ended.stderr
+        assert "Traceback" not in ended.stderr

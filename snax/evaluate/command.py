@@ -16,7 +16,7 @@ from .. import audio, pretrained
 from ..atomic import replacing
 from ..model import SNAC
 
-if TYPE_CHECKING:  # what is imported needs snax-codec[train]
+if TYPE_CHECKING:  # what is imported needs snax-codec[eval]
     from .score import CodebookUse, Scored
 
 _INPUTS = "audio files, folders, patterns, manifests (.jsonl, .csv, .parquet), tables with audio (.parquet), tars; URLs"
@@ -83,10 +83,12 @@ def _report(arguments: argparse.Namespace) -> int:
 def _scored(arguments: argparse.Namespace) -> Iterator[tuple[SNAC, "CodebookUse", list[str], Iterator["Scored"]]]:
     """The model, the use of its codebooks and what could not be read, both of which grow, and the clips' scores."""
     try:
+        import pesq  # noqa: F401  # missing, it should be missed here and not at the first clip
+
         from ..extract import corpus, decoding, reading
         from . import score
     except ImportError as error:
-        raise ImportError(f"{error.name} is missing: pip install 'snax-codec[train]'.") from error
+        raise ImportError(f"{error.name} is missing: pip install 'snax-codec[eval]'.") from error
     model = pretrained.load(arguments.model)
     rate = model.config.sampling_rate
     pieces = [piece for shard in corpus.plan(arguments.inputs, 1000) for piece in shard]
