@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import small
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import snax
@@ -79,7 +79,8 @@ def check_configuration(parse: Any) -> None:
     except ValueError:
         return
     assert built.pad_multiple <= config.MAX_PAD_MULTIPLE
-    assert (0 < built.bitrate < 1e12) or built.codebook_size == 1  # one code says nothing
+    assert 0 <= built.bitrate < 1e12
+    assert (built.bitrate == 0) == (built.codebook_size == 1)  # a code of which there is one says nothing
     assert snax.SNACConfig.from_dict(json.loads(json.dumps(built.to_dict()))) == built
 
 
@@ -95,6 +96,7 @@ def test_configurations(content: bytes) -> None:
     st.fixed_dictionaries({}, optional={field: VALUES | st.lists(NUMBERS) for field in small.CONFIG.to_dict()}),
     st.sampled_from(CONFIGS),
 )
+@example({"codebook_size": 1}, CONFIGS[0])
 def test_fields_of_configurations(fields: dict[str, Any], content: bytes) -> None:
     check_configuration(lambda: json.loads(content) | fields)
 
