@@ -70,25 +70,21 @@ def train(settings: Settings, out: Path, source: str | None, decoders: int) -> P
     )
     if checkpoints.latest is None and source is None:
         audio = jax.make_array_from_process_local_data(divided, next(batches))
-        model = jax.jit(fit_quantizer, out_shardings=everywhere)(model, audio)
+        model = _compiled(jax.jit(fit_quantizer, out_shardings=everywhere), model, audio)(model, audio)
     state = _resumed(checkpoints, model, settings, batches, everywhere)
     done = int(state.step)
     journal = Journal(out, done, settings.steps, config.sampling_rate) if jax.process_index() == 0 else None
 
     begins = settings.steps if settings.discriminators is None else settings.discriminators.begin
-    steps = {
-        judged: jax.jit(
-            functools.partial(step, settings=settings, judged=judged),
-            donate_argnums=0,
-            out_shardings=everywhere,
-        )
-        for judged in (False, True)
-    }
+    steps = dict[bool, jax.stages.Compiled]()
     measured: list[dict[str, jax.Array]] = []
     last, latest = time.perf_counter(), out / "models" / str(settings.steps)
     while done < settings.steps:
         audio = jax.make_array_from_process_local_data(divided, next(batches))
-        state, metrics = steps[done >= begins](state, audio)
+        if (judged := done >= begins) not in steps:
+            program = functools.partial(step, settings=settings, judged=judged)
+            steps[judged] = _compiled(jax.jit(program, donate_argnums=0, out_shardings=everywhere), state, audio)
+        state, metrics = steps[judged](state, audio)
         measured.append(metrics)
         done += 1
         if done % settings.log == 0 or done == settings.steps:
@@ -104,6 +100,7 @@ def train(settings: Settings, out: Path, source: str | None, decoders: int) -> P
                 checkpoint.save(state.average, latest)
             if held_out is not None and journal is not None:
                 journal.validated(done, *validate(_on_one_device(state.average), held_out, _VALIDATED))
+            cluster.wait_for_all("validated")  # by the first process, for as long as it takes
             last = time.perf_counter()
         if done % settings.checkpoint == 0 or done == settings.steps:
             checkpoints.save_async(done, _leaves(state), force=True, custom_metadata={"data": batches.get_state()})
@@ -150,6 +147,14 @@ def _decoded(settings: Settings, rate: int, out: Path, decoders: int) -> tuple[S
         held_out = store(data.held_out, rate, folder / "held_out", decoders)
     cluster.wait_for_all("decoded")  # what they do together from here on has deadlines
     return stored, held_out
+
+
+def _compiled(program: jax.stages.Wrapped, *arguments: Any) -> jax.stages.Compiled:
+    """The program for such arguments, once all processes have it: one may find in its cache what takes another long,
+    and what they then compute together has deadlines."""
+    compiled = program.lower(*arguments).compile()
+    cluster.wait_for_all("compiled")
+    return compiled
 
 
 def _resumed(
