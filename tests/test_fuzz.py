@@ -29,7 +29,7 @@ from snax.extract.reading import Clip, Unreadable, clips
 from snax.extract.store import Store, StoreError
 from snax.extract.table import Row, to_parquet
 from snax.packing import EncodedClip
-from snax.tokens import MINI_OMNI, ORPHEUS, TokenLayout, mini_omni_codes
+from snax.tokens import ORPHEUS, TokenLayout, mini_omni_codes, mini_omni_streams
 from snax.train import settings
 
 pytestmark = pytest.mark.usefixtures("as_users_see_it")
@@ -126,10 +126,10 @@ LAYOUTS = st.sampled_from(
     [ORPHEUS, TokenLayout((4, 2, 1)), TokenLayout((8, 4, 2, 1), 64, 7, 100), TokenLayout((3, 1), 8)]
 )
 NEAR = st.integers(0, 2).flatmap(lambda i: st.integers(-5, 40_000).map(lambda n: n + [0, 128_266, 2**32 + 128_266][i]))
-TOKENS = st.lists(NEAR | st.integers(-(2**63), 2**63 - 1), max_size=30)
+TOKENS = NEAR | st.integers(-(2**63), 2**63 - 1)
 
 
-@given(LAYOUTS, TOKENS, st.sampled_from([np.int64, np.int32, np.uint16]))
+@given(LAYOUTS, st.lists(TOKENS, max_size=30), st.sampled_from([np.int64, np.int32, np.uint16]))
 def test_streams_of_tokens(layout: TokenLayout, tokens: list[int], dtype: type[np.generic]) -> None:
     given = np.array(tokens, np.int64).astype(dtype)[None]
     whole, rest = layout.split(given)
@@ -143,14 +143,25 @@ def test_streams_of_tokens(layout: TokenLayout, tokens: list[int], dtype: type[n
     np.testing.assert_array_equal(layout.flatten(codes), whole)
 
 
-@given(st.lists(TOKENS.filter(lambda tokens: len(tokens) > 9).map(lambda tokens: tokens[:10]), min_size=7, max_size=7))
-def test_streams_of_mini_omni(streams: list[list[int]]) -> None:
+PLACES = st.tuples(st.integers(0, 6), st.integers(0, 9))
+
+
+@given(st.dictionaries(PLACES, TOKENS | st.integers(151_990, 152_010 + 7 * 4160), max_size=4))
+def test_streams_of_mini_omni(changes: dict[tuple[int, int], int]) -> None:
+    """Two groups, in which a model said something else here and there."""
+    streams = np.array(mini_omni_streams([np.full((1, 2 * n), 7, np.int32) for n in (1, 2, 4)]), np.int64)
+    for place, token in changes.items():
+        streams[0][place] = token
+    said = np.stack([streams[0, i, i + 1 : i + 3] - (152_000 + 4160 * i) for i in range(7)])
+    sound = bool(((said >= 0) & (said < 4096)).all())
     try:
-        codes = mini_omni_codes(np.array([streams], np.int64))
+        codes = mini_omni_codes(streams)
     except ValueError as error:
         says(error, "tokens[0, ")
+        assert not sound
         return
-    assert all(((level >= 0) & (level < MINI_OMNI.codebook_size)).all() for level in codes)
+    assert sound
+    assert sorted(np.concatenate(codes, axis=1)[0]) == sorted(said.ravel())
 
 
 def parquet(**columns: Any) -> bytes:
