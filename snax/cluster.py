@@ -78,8 +78,7 @@ def keep_what_is_compiled() -> None:
 
     Not for CPUs, where they take two seconds, and one host's may not run on another that shares the folder.
     """
-    # JAX adds its options to the class as it runs, where mypy does not see them.
-    told: str | None = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    told: str | None = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # JAX adds it as it runs
     if told is None and jax.default_backend() != "cpu":
         home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         jax.config.update("jax_compilation_cache_dir", os.path.join(home, "snax", "compiled"))

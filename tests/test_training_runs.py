@@ -129,6 +129,34 @@ def test_a_killed_run_ends_with_the_same_parameters(told: Path, killed: Path, tm
     assert list((killed / "tensorboard").glob("events*"))
 
 
+# The second process takes longer over its program than the first would wait for it in what they compute together.
+UNEQUAL = """
+import sys, time
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from snax import cluster
+from snax.train import run
+
+coordinator, processes, process = (option.partition("=")[2] for option in sys.argv[1:])
+cluster.join(coordinator, int(processes), int(process))
+
+def total(x):
+    time.sleep(40 * jax.process_index())
+    return x.sum()
+
+with cluster.leaving_on_errors():
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    divided = NamedSharding(mesh, PartitionSpec("data"))
+    x = jax.make_array_from_process_local_data(divided, np.ones(3, np.float32))
+    program = jax.jit(total, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    assert run._compiled(program, x)(x) == 6
+"""
+
+
+def test_processes_wait_for_each_others_compilers() -> None:
+    jobs.finish(jobs.together([sys.executable, "-c", UNEQUAL], 2, 1))
+
+
 def test_curves(killed: Path, tmp_path: Path) -> None:
     line = [sys.executable, str(RECIPES / "curves.py"), str(killed / "log.jsonl"), str(tmp_path / "curves.png")]
     subprocess.run(line, check=True)

@@ -108,8 +108,8 @@ def _in_tar(file: BinaryIO, piece: Piece) -> Iterator[tuple[Clip, Content]]:
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
-                # It would grow with the tar. The stubs leave this attribute out.
-                tar.members = []  # type: ignore[attr-defined]
+                # It would grow with the tar.
+                tar.members = []  # type: ignore[attr-defined]  # the stubs leave this attribute out
                 if not member.name.lower().endswith(audio.SUFFIXES) or member.isdir():
                     continue
                 # WebDataset: what stands before the first dot of the name is the sample's key.
