@@ -113,7 +113,7 @@ def _residual_units(channels: int, *, depthwise: bool, rngs: nnx.Rngs) -> nnx.Li
 
 
 class EncoderBlock(nnx.Module):
-    """Three residual units, then half the channels' worth of detail in time traded for twice the channels."""
+    """Three residual units, then one frame, of more channels, for every `stride` of them."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, *, depthwise: bool, rngs: nnx.Rngs):
         self.residual_units = _residual_units(in_channels, depthwise=depthwise, rngs=rngs)

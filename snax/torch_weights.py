@@ -44,7 +44,7 @@ def from_torch(state_dict: Mapping[str, np.ndarray], config: SNACConfig, *, prec
             return array32
         return np.ones(shape, np.float32)
 
-    for tensor in _tensors(model):
+    for tensor in named_tensors(model):
         if tensor.weight_norm:
             gain_name, direction_name = _norm_names(tensor.name, remaining)
             gain = take(gain_name, _gain_shape(tensor.shape))
@@ -75,7 +75,7 @@ def to_torch(model: SNAC) -> dict[str, np.ndarray]:
     a direction that went in come back with the direction's length changed.
     """
     state_dict = {name: rotary_frequencies() for name in _buffer_names(model)}
-    for tensor in _tensors(model):
+    for tensor in named_tensors(model):
         weight = tensor.to_torch(np.asarray(tensor.parameter.get_value(), np.float32))
         if tensor.weight_norm:
             gain_name, direction_name = _norm_names(tensor.name, ())
@@ -85,7 +85,7 @@ def to_torch(model: SNAC) -> dict[str, np.ndarray]:
     return state_dict
 
 
-class _Tensor(NamedTuple):
+class NamedTensor(NamedTuple):
     """A parameter of ours and where torch keeps it: `parameter.transpose(axes)`, all axes after the third merged."""
 
     name: str
@@ -108,20 +108,20 @@ class _Tensor(NamedTuple):
         return array.reshape(self.split_shape).transpose(np.argsort(self.axes))
 
 
-def _tensors(model: SNAC) -> Iterator[_Tensor]:
+def named_tensors(model: SNAC) -> Iterator[NamedTensor]:
     """Every parameter under the name that it has in the reference."""
     yield from _walk("encoder", model.encoder)
     yield from _walk("decoder", model.decoder)
     yield from _sequential("quantizer.quantizers", model.quantizer.quantizers)
 
 
-def _sequential(prefix: str, modules: Iterable[nnx.Module | None]) -> Iterator[_Tensor]:
+def _sequential(prefix: str, modules: Iterable[nnx.Module | None]) -> Iterator[NamedTensor]:
     """torch numbers the modules of a Sequential that are there, so the numbers shift with the configuration."""
     for i, module in enumerate(module for module in modules if module is not None):
         yield from _walk(f"{prefix}.{i}", module)
 
 
-def _walk(prefix: str, module: nnx.Module) -> Iterator[_Tensor]:
+def _walk(prefix: str, module: nnx.Module) -> Iterator[NamedTensor]:
     modules: list[nnx.Module | None]
     match module:
         case Encoder():
@@ -142,28 +142,28 @@ def _walk(prefix: str, module: nnx.Module) -> Iterator[_Tensor]:
         case VectorQuantize():
             yield from _walk(f"{prefix}.in_proj", module.in_proj)
             yield from _walk(f"{prefix}.out_proj", module.out_proj)
-            yield _Tensor(f"{prefix}.codebook.weight", module.codebook, (0, 1))
+            yield NamedTensor(f"{prefix}.codebook.weight", module.codebook, (0, 1))
         case LocalMHA():
-            yield _Tensor(f"{prefix}.norm.weight", module.norm.scale, (0,))
-            yield _Tensor(f"{prefix}.norm.bias", module.norm.bias, (0,))
-            yield _Tensor(f"{prefix}.to_qkv.weight", module.to_qkv.kernel, (1, 0))
-            yield _Tensor(f"{prefix}.to_out.weight", module.to_out.kernel, (1, 0))
+            yield NamedTensor(f"{prefix}.norm.weight", module.norm.scale, (0,))
+            yield NamedTensor(f"{prefix}.norm.bias", module.norm.bias, (0,))
+            yield NamedTensor(f"{prefix}.to_qkv.weight", module.to_qkv.kernel, (1, 0))
+            yield NamedTensor(f"{prefix}.to_out.weight", module.to_out.kernel, (1, 0))
         case Snake():
-            yield _Tensor(f"{prefix}.alpha", module.alpha, (0, 2, 1))
+            yield NamedTensor(f"{prefix}.alpha", module.alpha, (0, 2, 1))
         case Conv() | StridedConv():
-            yield _Tensor(f"{prefix}.weight", module.kernel, (2, 1, 0), weight_norm=True)
+            yield NamedTensor(f"{prefix}.weight", module.kernel, (2, 1, 0), weight_norm=True)
             if module.bias is not None:
-                yield _Tensor(f"{prefix}.bias", module.bias, (0,))
+                yield NamedTensor(f"{prefix}.bias", module.bias, (0,))
         case TransposedConv():
-            yield _Tensor(f"{prefix}.weight", module.kernel, (1, 3, 0, 2), weight_norm=True)
-            yield _Tensor(f"{prefix}.bias", module.bias, (0,))
+            yield NamedTensor(f"{prefix}.weight", module.kernel, (1, 3, 0, 2), weight_norm=True)
+            yield NamedTensor(f"{prefix}.bias", module.bias, (0,))
         case _:
             raise TypeError(f"no torch name for a {type(module).__name__}")
 
 
 def _buffer_names(model: SNAC) -> list[str]:
     """Constants that the reference keeps in its state dict, beside the weights of the attention they belong to."""
-    names = [tensor.name for tensor in _tensors(model) if tensor.name.endswith(".to_qkv.weight")]
+    names = [tensor.name for tensor in named_tensors(model) if tensor.name.endswith(".to_qkv.weight")]
     return [name.replace("to_qkv.weight", "rel_pos.inv_freq") for name in names]
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 import snax
 from convert.verify import AUDIO_BOUND, LATENTS_BOUND, decode_with_noise, recorded_noise
-from snax.torch_weights import _tensors, from_torch
+from snax.torch_weights import from_torch, named_tensors
 
 # Two codes whose distances, in float64, are this close relative to each other are a tie that rounding decides.
 TIE = 1e-6
@@ -211,7 +211,7 @@ def assert_same_gradients(reference: snac.SNAC, model: snax.SNAC, audio: np.ndar
     ours, (gradients, audio_gradient) = jax.jit(jax.value_and_grad(our_loss, argnums=(0, 1)))(model, audio)
     assert float(ours) == pytest.approx(loss.item(), rel=1e-5)
     expected = {name: tensor.grad for name, tensor in plain.named_parameters()} | {"audio": torch_audio.grad}
-    found = {tensor.name: tensor.to_torch(np.asarray(tensor.parameter[...])) for tensor in _tensors(gradients)}
+    found = {tensor.name: tensor.to_torch(np.asarray(tensor.parameter[...])) for tensor in named_tensors(gradients)}
     found["audio"] = np.asarray(audio_gradient)
     assert found.keys() == expected.keys()
     for name, gradient in found.items():

@@ -40,7 +40,7 @@ def start(folder: Path, out: Path, processes: int = 1, devices: int = 1) -> list
 @pytest.fixture(scope="module")
 def undisturbed(folder: Path) -> dict[str, str]:
     (said,) = finish(start(folder, folder / "undisturbed"))
-    assert "133 clips: 132 in 34 shards" in said
+    assert "133 clips: 132 in 34 shard(s) of" in said
     assert "1 that could not be read" in said
     return hashes(folder / "undisturbed")
 
@@ -50,7 +50,7 @@ def test_processes_and_devices_do_not_matter(
     processes: int, devices: int, folder: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
     said = finish(start(folder, tmp_path / "out", processes, devices))
-    assert "133 clips: 132 in 34 shards" in said[0]
+    assert "133 clips: 132 in 34 shard(s) of" in said[0]
     assert said[1:] == [""] * (processes - 1), "process 0 speaks for all"
     assert hashes(tmp_path / "out") == undisturbed
 
@@ -61,7 +61,7 @@ def test_processes_find_each_other_under_slurm(folder: Path, undisturbed: dict[s
     command = jobs.command([folder / "corpus"], tmp_path / "out", folder / "model", shard_clips=4)
     running = [jobs.run(command, **job, SLURM_NTASKS="2", SLURM_PROCID=str(i), SLURM_LOCALID=str(i)) for i in range(2)]
     first, second = finish(running)
-    assert "133 clips: 132 in 34 shards" in first
+    assert "133 clips: 132 in 34 shard(s) of" in first
     assert second == "", "it is a part of the first one's job"
     assert hashes(tmp_path / "out") == undisturbed
 

@@ -15,7 +15,7 @@ from pairs import pair
 from torch.nn import functional
 
 from snax.spectra import mel_filters, stft
-from snax.torch_weights import _tensors
+from snax.torch_weights import named_tensors
 from snax.train import losses, settings, weight_norm
 from snax.train.discriminators import Discriminators
 
@@ -210,7 +210,7 @@ def test_weight_norm() -> None:
     expected = {name: parameter.grad for name, parameter in reference.named_parameters()}
 
     ours = gradients(normed)
-    tensors = [tensor for tensor in _tensors(ours.directions) if not tensor.name.startswith("quantizer")]
+    tensors = [tensor for tensor in named_tensors(ours.directions) if not tensor.name.startswith("quantizer")]
     assert len([tensor for tensor in tensors if tensor.weight_norm]) > 20
     for tensor in tensors:
         found = {tensor.name: tensor.to_torch(np.asarray(tensor.parameter[...]))}

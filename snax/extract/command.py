@@ -81,7 +81,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _last_words(end: dict[str, Any], out: str) -> str:
     total, seconds, bad = end["total"], end["seconds"], end["total"]["quarantined"]
     lines = [
-        f"{total['clips']} clips: {total['committed']} in {len(total['shards'])} shards of {out}, "
+        f"{total['clips']} clips: {total['committed']} in {len(total['shards'])} shard(s) of {out}, "
         f"{bad} that could not be read" + (f" (why: {out}/_quarantine.jsonl)" if bad else ""),
         f"{total['hours']:.2f} hours of audio, {total['tokens']:,} codes",
     ]

@@ -11,7 +11,7 @@ from jax import Array
 from jaxtyping import Float
 
 from ..model import SNAC
-from ..torch_weights import _tensors
+from ..torch_weights import named_tensors
 
 
 class Normed(NamedTuple):
@@ -25,7 +25,9 @@ class Normed(NamedTuple):
 def unfold(model: SNAC) -> Normed:
     """The model taken apart: directions are the kernels, gains their lengths, as when torch begins with it."""
     gains = {
-        tensor.name: _length(tensor.parameter[...], tensor.axes[0]) for tensor in _tensors(model) if tensor.weight_norm
+        tensor.name: _length(tensor.parameter[...], tensor.axes[0])
+        for tensor in named_tensors(model)
+        if tensor.weight_norm
     }
     return Normed(gains, model)
 
@@ -33,7 +35,7 @@ def unfold(model: SNAC) -> Normed:
 def fold(normed: Normed) -> SNAC:
     """The model that gains and directions stand for: a differentiable function of both."""
     model = jax.tree.map(lambda parameter: parameter, normed.directions)  # a copy, to be changed
-    for tensor in _tensors(model):
+    for tensor in named_tensors(model):
         if tensor.weight_norm:
             direction = tensor.parameter[...]
             gain = normed.gains[tensor.name] / _length(direction, tensor.axes[0])
