@@ -8,6 +8,7 @@ import itertools
 import operator
 import os
 import posixpath
+import sys
 from typing import Any, SupportsIndex
 
 from . import json_text
@@ -46,12 +47,15 @@ class TokenSource:
         try:
             finished = json_text.parse(self._system.cat_file(posixpath.join(self._root, "_SUCCESS")))
             self._hashes = [str(shard["sha256"]) for shard in finished["shards"]]
-            self._ends = list(itertools.accumulate(int(shard["rows"]) for shard in finished["shards"]))
+            counts = [int(shard["rows"]) for shard in finished["shards"]]
+            if min(counts, default=0) < 0 or sum(counts) > sys.maxsize:
+                raise ValueError(f"there are no shards of {counts!r:.200} rows.")
+            self._ends = list(itertools.accumulate(counts))
         except FileNotFoundError:
             raise ValueError(
                 f"{url} has no _SUCCESS: no extraction was finished there. Run `snax extract` again to go on."
             ) from None
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError) as error:  # the second: of a count that is infinite
             raise ValueError(f"{url}/_SUCCESS is damaged: {error}") from None
         self._forget()
 

@@ -7,8 +7,10 @@ thousand. An input that takes ten seconds counts as a hang.
 import hashlib
 import io
 import json
+import math
 import tarfile
 import tempfile
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ from snax.train import settings
 pytestmark = pytest.mark.usefixtures("as_users_see_it")
 
 # Values that JSON can have and that someone may not have thought of.
-NUMBERS = st.integers() | st.floats() | st.sampled_from([0, 1, 2, 64, 2**31, 2**63, 10**100])
+NUMBERS = st.integers() | st.floats() | st.sampled_from([0, 1, 2, 64, 2**31, 2**63, 10**100, math.inf])
 SCALARS = st.none() | st.booleans() | NUMBERS | st.text(max_size=20)
 VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(), inner, max_size=3)
@@ -61,6 +63,15 @@ def mutated(draw: st.DrawFn, *whole: bytes) -> bytes:
         else:
             content = content[:at]
     return content
+
+
+def altered(whole: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """It, with something else in some of its fields."""
+    return st.dictionaries(st.sampled_from(sorted(whole)), VALUES, max_size=3).map(lambda other: whole | other)
+
+
+def as_json(value: Any) -> bytes:
+    return json.dumps(value).encode()
 
 
 def says(error: Exception, *what: str) -> None:
@@ -252,13 +263,12 @@ def test_plans(content: bytes) -> None:
 
 
 SIDECAR = {"clips": 2, "committed": 2, "rows": 2, "samples": 9, "tokens": 7, "attempt": 1, "quarantined": []}
-SIDECARS = [json.dumps(SIDECAR | {"sha256": "ab" * 32}).encode()]
+SIDECAR |= {"sha256": "ab" * 32}
 
 
-@given(
-    mutated(*SIDECARS) | st.fixed_dictionaries({key: VALUES for key in SIDECAR}).map(lambda x: json.dumps(x).encode())
-)
-def test_sidecars(tmp_path_factory: pytest.TempPathFactory, folder: Path, content: bytes) -> None:
+@given(mutated(as_json(SIDECAR)) | altered(SIDECAR).map(as_json))
+@example(as_json(SIDECAR | {"quarantined": None}))
+def test_sidecars(folder: Path, content: bytes) -> None:
     store = Store(str(folder / "store"))
     store.write("_snax/00000.json", content)
     try:
@@ -273,7 +283,11 @@ def shard() -> bytes:
     return to_parquet(rows, small.CONFIG, None, {})
 
 
-SUCCESS = json.dumps({"shards": [{"rows": 3, "sha256": hashlib.sha256(shard()).hexdigest()}]}).encode()
+def success(shard: dict[str, Any]) -> bytes:
+    return as_json({"shards": [shard]})
+
+
+SHARD = {"rows": 3, "sha256": hashlib.sha256(shard()).hexdigest()}
 
 
 def check_tokens(folder: Path) -> None:
@@ -285,7 +299,10 @@ def check_tokens(folder: Path) -> None:
         says(error, str(folder))
 
 
-@given(mutated(SUCCESS))
+@given(mutated(success(SHARD)) | altered(SHARD).map(success))
+@example(success(SHARD | {"rows": 10**30}))
+@example(success(SHARD | {"rows": math.inf}))
+@example(success(SHARD | {"rows": -3}))
 def test_last_words_of_extractions(folder: Path, content: bytes) -> None:
     (folder / "finished").mkdir(exist_ok=True)
     (folder / "finished" / "tokens-00000-of-00001.parquet").write_bytes(shard())
@@ -298,8 +315,7 @@ def test_shards_of_strangers(folder: Path, content: bytes) -> None:
     """With the right hash: who changes a shard can change that too."""
     (folder / "shards").mkdir(exist_ok=True)
     (folder / "shards" / "tokens-00000-of-00001.parquet").write_bytes(content)
-    sums = {"shards": [{"rows": 3, "sha256": hashlib.sha256(content).hexdigest()}]}
-    (folder / "shards" / "_SUCCESS").write_text(json.dumps(sums))
+    (folder / "shards" / "_SUCCESS").write_bytes(success({"rows": 3, "sha256": hashlib.sha256(content).hexdigest()}))
     check_tokens(folder / "shards")
 
 
@@ -316,3 +332,20 @@ def test_recipes(folder: Path, content: bytes) -> None:
         says(error, "recipe.toml")
         return
     assert told.steps > 0
+
+
+RECIPE = tomllib.loads(RECIPES[-1].decode())
+
+
+@given(
+    altered(RECIPE)
+    | st.sampled_from(["model", "data", "optimizer", "losses", "discriminators"]).flatmap(
+        lambda section: altered(RECIPE[section]).map(lambda other: RECIPE | {section: other})
+    )
+)
+def test_fields_of_recipes(table: dict[str, Any]) -> None:
+    try:
+        told = settings.from_dict(table)
+    except settings.SettingsError:
+        return
+    assert json.loads(json.dumps(settings.to_dict(told), allow_nan=False)) == settings.to_dict(told)

@@ -180,6 +180,19 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "order": ("steps = 3\n[data]\ninputs = ['a']\nloudness = [-10, -20]", "a lower and a higher level"),
     "model": ("steps = 3\n[data]\ninputs = ['a']\n[model]\nencoder_dims = 3", "`model`: not the configuration"),
     "negative": ("steps = 3\n[data]\ninputs = ['a']\n[losses]\nmel = -1", "`losses.mel` (=-1.0) must be at least 0"),
+    "infinite": (
+        "steps = 3\n[data]\ninputs = ['a']\ncrop_seconds = inf",
+        "`data.crop_seconds` (=inf) must be a number be",
+    ),
+    "no window": (
+        "steps = 3\n[data]\ninputs = ['a']\n[discriminators]\nwindows = [510]",
+        "`discriminators.windows` (=(510,)) must be positive multiples of 4",
+    ),
+    "no period": (
+        "steps = 3\n[data]\ninputs = ['a']\n[discriminators]\nperiods = [0]",
+        "`discriminators.periods` (=(0,)) must be at least 1 each",
+    ),
+    "nested": ("steps = " + "[" * 9999, "can't be read as TOML"),
     "dtype": ("steps = 3\ndtype = 'int8'\n[data]\ninputs = ['a']", "`dtype` (='int8') must be float32 or bfloat16"),
 }
 

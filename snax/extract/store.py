@@ -126,7 +126,7 @@ class Store:
         # Many at once: a store of objects takes as long for one as for sixteen.
         with ThreadPoolExecutor(16) as threads:
             said = [_json(content) or {} for content in threads.map(self.read, map(_sidecar_name, shards))]
-        return [one if one.keys() >= {*SUMS, "quarantined", "attempt", "sha256"} else None for one in said]
+        return [one if _is_sidecar(one) else None for one in said]
 
     def is_whole(self, shard: int, shards: int, sidecar: dict[str, Any]) -> bool:
         """Whether a shard is, to the byte, what its sidecar says."""
@@ -169,6 +169,13 @@ def shard_name(shard: int, shards: int) -> str:
 
 def _sidecar_name(shard: int) -> str:
     return f"_snax/{shard:05}.json"
+
+
+def _is_sidecar(said: dict[str, Any]) -> bool:
+    """Whether all is there that is asked of a sidecar, and of its kind."""
+    counts = [said.get(name) for name in (*SUMS, "attempt")]
+    counted = all(isinstance(count, int) and 0 <= count < 2**63 for count in counts)
+    return counted and isinstance(said.get("quarantined"), list) and isinstance(said.get("sha256"), str)
 
 
 def _json(content: bytes | None) -> dict[str, Any] | None:

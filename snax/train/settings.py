@@ -127,7 +127,7 @@ def read(path: str | os.PathLike[str]) -> Settings:
     with open(path, "rb") as file:
         try:
             table = tomllib.load(file)
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # the second: of brackets in brackets beyond all measure
             raise SettingsError(f"{os.fspath(path)} can't be read as TOML: {error}") from None
     try:
         return from_dict(table)
@@ -151,9 +151,20 @@ def from_dict(table: dict[str, Any]) -> Settings:
     _check(low <= high <= 0, "data.loudness", data.loudness, "a lower and a higher level, neither above 0 dB")
     _check(optimizer.learning_rate > 0, "optimizer.learning_rate", optimizer.learning_rate, "more than 0")
     _check(0 < optimizer.decay <= 1, "optimizer.decay", optimizer.decay, "more than 0 and at most 1")
+    betas = optimizer.betas
+    _check(all(0 <= beta < 1 for beta in betas), "optimizer.betas", betas, "at least 0 and less than 1")
     for field in dataclasses.fields(settings.losses):
         weight = getattr(settings.losses, field.name)
         _check(weight >= 0, f"losses.{field.name}", weight, "at least 0")
+    if (judges := settings.discriminators) is not None:
+        for name in ("periods", "period_widths"):
+            sizes = getattr(judges, name)
+            _check(all(size > 0 for size in sizes), f"discriminators.{name}", sizes, "at least 1 each")
+        layers = bool(judges.period_widths or not judges.periods)
+        _check(layers, "discriminators.period_widths", judges.period_widths, "the channels of at least one layer")
+        right = all(length > 0 and length % 4 == 0 for length in judges.windows)
+        _check(right, "discriminators.windows", judges.windows, "positive multiples of 4")
+        _check(judges.spectrum_width > 0, "discriminators.spectrum_width", judges.spectrum_width, "at least 1")
     return settings
 
 
@@ -208,6 +219,8 @@ def _value(kind: Any, value: Any, name: str) -> Any:
             of_length = "" if length is None else f"{length} "
             raise SettingsError(f"`{name}` (={value!r}) must be a list of {of_length}{each.__name__}.")
         return tuple(_value(each, item, name) for item in value)
+    if isinstance(value, int | float) and not abs(value) < 2**31:  # NaN is not either
+        raise SettingsError(f"`{name}` (={value!r:.200}) must be a number below 2**31.")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kind) or isinstance(value, bool):
