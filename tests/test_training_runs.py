@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("optax_mixes")
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 
-# Of everything a little, and no losses of spectra, which take most of a compilation.
+# Of everything a little, and no spectra, which take most of a compilation.
 SETTINGS = """
 steps = 12
 log = 2
@@ -39,9 +39,9 @@ restart = 0.2
 [model]
 sampling_rate = 16000
 encoder_dim = 8
-encoder_rates = [2, 4]
+encoder_rates = [4]
 decoder_dim = 16
-decoder_rates = [4, 2]
+decoder_rates = [4]
 codebook_size = 64
 vq_strides = [4, 2, 1]
 [data]
@@ -58,8 +58,7 @@ waveform = 10
 begin = 9
 periods = [2]
 period_widths = [4, 8]
-windows = [256]
-spectrum_width = 4
+windows = []
 """
 
 
