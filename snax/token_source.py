@@ -110,7 +110,7 @@ class TokenSource:
                 self._verified.add(shard)
         except FileNotFoundError:
             raise ValueError(f"{name} is missing. {MEND}") from None
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             if getattr(error, "errno", None):  # the disk's: Arrow's own about damage have no number
                 raise
             raise ValueError(f"{name} can't be read: {error} {MEND}") from error
@@ -126,17 +126,20 @@ class TokenSource:
             with self._system.open(self._name(shard), "rb") as file:
                 metadata = self._file(shard)[0]
                 table = pq.ParquetFile(file, metadata=metadata, page_checksum_verification=True).read_row_group(group)
-        except (pa.ArrowException, OSError) as error:
+            return {name: _items(table[name].combine_chunks()) for name in table.column_names}
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{self._name(shard)} can't be read: {error} {MEND}") from error
-        columns: dict[str, Any] = {}
-        for name in table.column_names:
-            column = table[name].combine_chunks()
-            if pa.types.is_list(column.type):
-                ends, values = column.offsets.to_numpy(), column.values.to_numpy()
-                columns[name] = [values[begin:end] for begin, end in itertools.pairwise(ends)]
-            else:
-                columns[name] = column.to_pylist()
-        return columns
 
     def _name(self, shard: int) -> str:
         return posixpath.join(self._root, f"tokens-{shard:05}-of-{len(self._ends):05}.parquet")
+
+
+def _items(column: Any) -> list[Any]:
+    """What is in a column of Arrow's; lists as arrays."""
+    import pyarrow as pa
+
+    if pa.types.is_list(column.type):
+        ends, values = column.offsets.to_numpy(), column.values.to_numpy()
+        return [values[begin:end] for begin, end in itertools.pairwise(ends)]
+    items: list[Any] = column.to_pylist()
+    return items
