@@ -203,9 +203,12 @@ def test_links_in_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_table_of_something_else(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "t.parquet")
-    with pytest.raises(CorpusError, match=r"one column with audio, or one of path, .*; this one has text \(string\)"):
+    """The message names the file, and does not write to terminals what columns are called."""
+    pq.write_table(pa.table({"text": ["a"], "\x1b[31m": [1]}), tmp_path / "t.parquet")
+    with pytest.raises(CorpusError) as caught:
         ids(tmp_path / "t.parquet")
+    assert f"{tmp_path / 't.parquet'}: a table must have one column with audio, or one of path, " in str(caught.value)
+    assert r"this one has ['text: string', '\x1b[31m: int64']." in str(caught.value)
 
 
 def read(piece: Piece) -> dict[str, bytes | str]:

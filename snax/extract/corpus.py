@@ -192,13 +192,13 @@ def _pieces_of_file(file: str, name: str, size: int) -> Iterator[Piece]:
                 table = pq.ParquetFile(opened)
                 columns = table_columns(table.schema_arrow)
                 if not 0 <= table.metadata.num_rows <= size:  # a footer may promise any number
-                    raise CorpusError(f"{file} promises {table.metadata.num_rows} rows in {size} bytes.")
+                    raise CorpusError(f"promises {table.metadata.num_rows} rows in {size} bytes.")
                 if columns.audio is not None:
                     yield Piece("rows", file, name.removesuffix(TABLE), end=table.metadata.num_rows, bytes=size)
                     return
                 rows = table.read([column for column in (columns.path, columns.id) if column]).to_pylist()
-            except CorpusError:
-                raise
+            except CorpusError as error:
+                raise CorpusError(f"{file}: {error}") from None
             except (pa.ArrowException, OSError, ValueError) as error:
                 if getattr(error, "errno", None):  # the disk's: Arrow's own about damage have no number
                     raise
@@ -262,8 +262,9 @@ def table_columns(schema: pa.Schema) -> TableColumns:
     ]
     path, key = (next((c for c in some if c in schema.names), None) for some in (PATH_COLUMNS, ID_COLUMNS))
     if len(with_audio) > 1 or not (with_audio or path):
+        columns = [f"{field.name}: {field.type}" for field in schema]
         raise CorpusError(
             f"a table must have one column with audio, or one of {', '.join(PATH_COLUMNS)} with paths; "
-            f"this one has {', '.join(f'{field.name} ({field.type})' for field in schema)}."
+            f"this one has {columns!r:.1000}."
         )
     return TableColumns(with_audio[0] if with_audio else None, path, key)
