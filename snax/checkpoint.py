@@ -50,14 +50,9 @@ def restore(
         metadata = ocp.metadata(path)
     except Exception as error:  # Orbax and TensorStore raise many kinds, none of which names the checkpoint
         raise ValueError(f"{path} can't be read as an Orbax checkpoint: {error}") from error
-    ours = metadata.custom_metadata or {}
-    if not isinstance(ours, dict) or "config" not in ours:
-        raise ValueError(f"{path} is an Orbax checkpoint, but not of a SNAC: it has no `config` in its metadata.")
-    if ours.get("format") != FORMAT:
-        raise ValueError(f"{path} has format {ours.get('format')}; this version of snax reads {FORMAT}: convert again.")
+    config = _config(path, metadata.custom_metadata)
     if metadata.metadata is None:
         raise ValueError(f"{path} is damaged: it names no parameters.")
-    config = SNACConfig.from_dict(ours["config"])
     model = nnx.eval_shape(lambda: SNAC(config, precision=precision, rngs=nnx.Rngs(0)))
     graph, state = nnx.split(model)
     expected = nnx.as_pure(state)
@@ -69,6 +64,20 @@ def restore(
     except Exception as error:
         raise ValueError(f"{path} is damaged, or can't be read: {error}") from error
     return nnx.merge(graph, parameters)
+
+
+def _config(path: str, ours: Any) -> SNACConfig:
+    """What `save` said of the model, in the metadata of a checkpoint that may be anyone's."""
+    if not isinstance(ours, dict) or "config" not in ours:
+        raise ValueError(f"{path} is an Orbax checkpoint, but not of a SNAC: it has no `config` in its metadata.")
+    if ours.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} has format {ours.get('format')!r:.100}; this version of snax reads {FORMAT}: convert again."
+        )
+    try:
+        return SNACConfig.from_dict(ours["config"])
+    except ValueError as error:
+        raise ValueError(f"{path} can't be built: {error}") from error
 
 
 def _absolute(path: str | os.PathLike[str]) -> str:

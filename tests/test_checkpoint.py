@@ -103,6 +103,13 @@ def test_configuration_that_does_not_match(saved: Path, tmp_path: Path) -> None:
     assert "unexpected: decoder.blocks.1.noise.linear.kernel (1, 4, 4)" in str(error.value)
 
 
+def test_configuration_that_can_not_be_built(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path / "model")
+    edit_metadata(tmp_path / "model", config=small.CONFIG.to_dict() | {"codebook_size": -1})
+    with pytest.raises(ValueError, match=f"{tmp_path / 'model'} can't be built: `codebook_size` \\(=-1\\) must be"):
+        snax.load(tmp_path / "model")
+
+
 def test_other_format(saved: Path, tmp_path: Path) -> None:
     shutil.copytree(saved, tmp_path / "model")
     edit_metadata(tmp_path / "model", format=99)
