@@ -18,12 +18,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import safetensors.numpy
 import small
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 import snax
-from snax import config, json_text
+from snax import checkpoint, config, json_text
 from snax.codes_file import CodesFile
 from snax.extract import corpus
 from snax.extract.corpus import CorpusError, Piece
@@ -32,6 +33,7 @@ from snax.extract.store import Store, StoreError
 from snax.extract.table import Row, to_parquet
 from snax.packing import EncodedClip
 from snax.tokens import ORPHEUS, TokenLayout, mini_omni_codes, mini_omni_streams
+from snax.torch_files import read_state_dict
 from snax.train import settings
 
 pytestmark = pytest.mark.usefixtures("as_users_see_it")
@@ -131,6 +133,49 @@ def test_files_of_codes(folder: Path, content: bytes) -> None:
     assert {level.ndim for level in file.codes} == {2}
     assert len({len(level) for level in file.codes}) == 1
     assert {level.dtype.kind for level in file.codes} <= set("iu")
+
+
+WEIGHTS = {"encoder.bias": np.arange(3, dtype=np.float32), "decoder.kernel": np.ones((2, 1, 2), np.float32)}
+
+
+def test_weights(folder: Path) -> None:
+    """What torch writes today, what it wrote before, and safetensors."""
+    torch = pytest.importorskip("torch")
+    tensors = {name: torch.from_numpy(array) for name, array in WEIGHTS.items()}
+    kinds = {"new.bin": io.BytesIO(), "old.bin": io.BytesIO()}
+    torch.save(tensors, kinds["new.bin"])
+    torch.save(tensors, kinds["old.bin"], _use_new_zipfile_serialization=False)
+    whole = {name: sink.getvalue() for name, sink in kinds.items()}
+    whole["a.safetensors"] = safetensors.numpy.save(WEIGHTS)
+
+    @given(st.sampled_from(sorted(whole)).flatmap(lambda name: st.tuples(st.just(name), mutated(whole[name]))))
+    def check(file: tuple[str, bytes]) -> None:
+        path = folder / file[0]
+        path.write_bytes(file[1])
+        try:
+            state_dict = read_state_dict(path)
+        except ValueError as error:
+            says(error, f"{path} can't be read as weights")
+            return
+        assert all(isinstance(name, str) and isinstance(array, np.ndarray) for name, array in state_dict.items())
+        assert sum(array.nbytes for array in state_dict.values()) <= 4 * len(file[1])  # of bytes, floats
+
+    check()
+
+
+ORBAX = {"format": checkpoint.FORMAT, "config": small.CONFIG.to_dict()}
+
+
+@given(
+    VALUES | altered(ORBAX) | altered(ORBAX["config"]).map(lambda fields: ORBAX | {"config": fields}),
+)
+def test_metadata_of_orbax(metadata: Any) -> None:
+    try:
+        built = checkpoint._config("/a/model", metadata)
+    except ValueError as error:
+        says(error, "/a/model")
+        return
+    assert snax.SNACConfig.from_dict(metadata["config"]) == built
 
 
 LAYOUTS = st.sampled_from(
