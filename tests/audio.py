@@ -1,4 +1,4 @@
-"""Real and made audio at any rate, as (1, 1, samples) in float32."""
+"""Real and made audio at any rate, as (batch, 1, samples) in float32."""
 
 from pathlib import Path
 
@@ -28,8 +28,8 @@ def kinds(rate: int, pad_multiple: int) -> dict[str, np.ndarray]:
         "guitar": clip("guit_em9.flac", rate, 1.3),
         "tabla": clip("loop_tabla.flac", rate, 1.3),
         "noise": 0.1 * rng.standard_normal((2, 1, 2 * pad_multiple), np.float32),
-        "silence": np.zeros((1, 1, pad_multiple + 1), np.float32),
+        "silence": np.zeros((2, 1, pad_multiple + 1), np.float32),
         "click": click,
-        "full scale": np.sign(rng.standard_normal((1, 1, 2 * pad_multiple - 1), np.float32)),
+        "full scale": np.sign(rng.standard_normal((2, 1, 2 * pad_multiple - 1), np.float32)),
         "one sample": np.full((1, 1, 1), 0.5, np.float32),
     }
