@@ -81,7 +81,9 @@ def decode_many(
     Args:
         clips: what `encode_many` gives, whose audio is trimmed to its length; or codes alone, whose audio is not.
         key: draws the noise, for each clip what `model.decode(codes, key=key)` draws. Without it there is none.
-        row_seconds, rows, mesh: as in `encode_many`.
+        row_seconds: as in `encode_many`.
+        rows: as in `encode_many`.
+        mesh: as in `encode_many`.
 
     Raises:
         ValueError: for codes that can't be decoded, when their turn comes; for rows that do not fit.

@@ -91,8 +91,8 @@ def test_links(page: Path) -> None:
 
 
 def test_site(tmp_path: Path) -> None:
-    """Without a warning, with the API's pages made of docstrings."""
-    line = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    """Without a warning (which `--quiet` would hide from `--strict`), with the API's pages made of docstrings."""
+    line = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     built = subprocess.run(line, cwd=ROOT, env=os.environ | {"DISABLE_MKDOCS_2_WARNING": "true"}, capture_output=True)
     assert built.returncode == 0, built.stderr.decode()
     api = (tmp_path / "site" / "api" / "index.html").read_text()

@@ -72,8 +72,10 @@ class Discriminators:
 
     Args:
         begin: the step from which on they are trained and heard; before it the codec trains without.
-        periods, period_widths: of the discriminators of folded audio, and the channels of their layers; none for none.
-        windows, spectrum_width: of the discriminators of spectra, in samples, and the channels of their layers.
+        periods: of the discriminators of folded audio, in samples; none for none.
+        period_widths: the channels of their layers.
+        windows: of the discriminators of spectra, in samples; none for none.
+        spectrum_width: the channels of their layers.
     """
 
     begin: int = 0
@@ -96,7 +98,9 @@ class Settings:
         restart: rows of a codebook that are chosen less than this fraction of their share become vectors of the batch;
             0 for never.
         discriminators: None for none.
-        log, evaluate, checkpoint: so many steps from one to the next.
+        log: so many steps from one line of the log to the next.
+        evaluate: so many steps from one evaluation of held-out clips to the next.
+        checkpoint: so many steps from one checkpoint to the next.
     """
 
     steps: int
