@@ -1,14 +1,20 @@
-# Two commands do everything: `make demo` and `make test`. Both make the environment first.
+# `make demo` and `make test` each make the environment that they need first, in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test lint docs matrix
+.PHONY: demo test test-all lint docs matrix
 
-demo: .venv/installed
+demo: .venv/demo
 	$(BIN)/python examples/demo.py
 
+# Parity, packing, streaming, extraction, conversion, loading, the command line and a training step.
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	$(PYTEST) -m "not slow and not pretrained and not corpus"
+
+# And what takes long: other sizes, kills, examples, packaging, the site, the browser, training runs.
+test-all: test
+	$(PYTEST) -m slow
 
 docs: .venv/installed
 	$(BIN)/mkdocs build --strict
@@ -22,8 +28,13 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-.venv/installed: pyproject.toml
-	@echo "Making the environment in .venv: a minute or two, mostly JAX and torch ..."
+.venv/demo: pyproject.toml
+	@echo "Installing snax in .venv: half a minute, mostly JAX ..."
 	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[metrics]'
+	touch $@
+
+.venv/installed: .venv/demo
+	@echo "Installing what the tests need in .venv: a minute, mostly torch ..."
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@

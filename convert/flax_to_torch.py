@@ -1,6 +1,6 @@
 """SNAC in JAX -> a folder that the reference loads: `snac.SNAC.from_pretrained(OUT)`.
 
-Needs `pip install 'snax-codec[convert]'`.
+Needs torch.
 """
 
 import argparse

@@ -3,7 +3,7 @@
   python convert/torch_to_flax.py                   snac_24khz, into the cache that snax.load reads
   python convert/torch_to_flax.py SOURCE OUT        any other, into a new folder
 
-Needs `pip install 'snax-codec[convert]'`; --verify also needs the reference, `pip install snac`.
+--verify needs torch and the reference, `pip install torch snac`; nothing else does.
 """
 
 import argparse

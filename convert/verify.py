@@ -39,7 +39,8 @@ class Differences(NamedTuple):
 def read_reference(weights_path: Path, config_path: Path) -> snac.SNAC:
     """The reference with these weights, in evaluation mode."""
     reference = snac.SNAC(**json.loads(config_path.read_text()))
-    reference.load_state_dict({name: torch.from_numpy(array) for name, array in read_state_dict(weights_path).items()})
+    state_dict = read_state_dict(weights_path)
+    reference.load_state_dict({name: torch.from_numpy(array.astype(np.float32)) for name, array in state_dict.items()})
     return reference.eval()
 
 

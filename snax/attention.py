@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Float
 
 from .config import HEAD_DIM
+from .layers import Rngs, constant, uniform
 
 
 def rotary_frequencies() -> np.ndarray:
@@ -23,15 +24,39 @@ def _rotate(x: Float[Array, "batch heads windows frames dim"]) -> Float[Array, "
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
+class LayerNorm(nnx.Module):
+    """torch's `LayerNorm` over the channels, in float32 whatever the dtype of x."""
+
+    def __init__(self, channels: int, *, rngs: Rngs):
+        self.scale = constant(rngs, (channels,), 1.0)
+        self.bias = constant(rngs, (channels,), 0.0)
+
+    def __call__(self, x: Float[Array, "batch frames channels"]) -> Float[Array, "batch frames channels"]:
+        x32 = x.astype(jnp.float32)
+        centered = x32 - x32.mean(axis=-1, keepdims=True)
+        variance = jnp.square(centered).mean(axis=-1, keepdims=True)
+        scale, bias = (p[...].astype(jnp.float32)[None, None] for p in (self.scale, self.bias))
+        return (centered * (lax.rsqrt(variance + 1e-5) * scale) + bias).astype(x.dtype)
+
+
+class Linear(nnx.Module):
+    """Linear layer without a bias."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, rngs: Rngs):
+        self.kernel = uniform(rngs, (in_channels, out_channels), fan_in=in_channels)
+
+    def __call__(self, x: Float[Array, "batch frames in_channels"]) -> Float[Array, "batch frames out_channels"]:
+        return x @ self.kernel[...]
+
+
 class LocalMHA(nnx.Module):
     """Multi-head self-attention in windows that do not overlap, normalised before and added to its input."""
 
-    def __init__(self, channels: int, window_size: int, *, rngs: nnx.Rngs):
+    def __init__(self, channels: int, window_size: int, *, rngs: Rngs):
         self.window_size = window_size
-        # torch's epsilon, and its way to the variance: flax's default subtracts two large numbers.
-        self.norm = nnx.LayerNorm(channels, epsilon=1e-5, use_fast_variance=False, dtype=jnp.float32, rngs=rngs)
-        self.to_qkv = nnx.Linear(channels, 3 * channels, use_bias=False, rngs=rngs)
-        self.to_out = nnx.Linear(channels, channels, use_bias=False, rngs=rngs)
+        self.norm = LayerNorm(channels, rngs=rngs)
+        self.to_qkv = Linear(channels, 3 * channels, rngs=rngs)
+        self.to_out = Linear(channels, channels, rngs=rngs)
 
     @jax.named_scope("attention")
     def __call__(self, x: Float[Array, "batch frames channels"]) -> Float[Array, "batch frames channels"]:
@@ -43,7 +68,7 @@ class LocalMHA(nnx.Module):
                 f"{frames} latent frames do not divide into equal windows of at least `attn_window_size` "
                 f"(={self.window_size}) frames: pass a multiple of {self.window_size}."
             )
-        qkv = self.to_qkv(self.norm(x).astype(x.dtype))
+        qkv = self.to_qkv(self.norm(x))
         qkv = qkv.reshape(batch, windows, frames // windows, 3, channels // HEAD_DIM, HEAD_DIM)
         query, key, value = qkv.transpose(3, 0, 4, 1, 2, 5)
         scores = _rotate(query) @ _rotate(key).swapaxes(-1, -2) / HEAD_DIM**0.5

@@ -21,7 +21,7 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from . import audio, json_text, pretrained
+from . import audio, cluster, json_text, pretrained
 from .atomic import replacing
 from .codes_file import CodesFile, fingerprint
 from .config import PUBLISHED_CONFIGS, SNACConfig
@@ -42,6 +42,7 @@ class RefusedError(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line; returns the exit code: 0, 1 if some files failed, 2 if nothing was tried."""
     parsed = _parser().parse_args(arguments)
+    cluster.enable_compilation_cache()
     try:
         return int(parsed.run(parsed))
     except (RefusedError, ValueError, OSError, ImportError) as error:

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Iterator
 
 import jax
-from orbax.checkpoint import multihost
 
 # The exit code for "stopped half-way, nothing lost: run me again" (EX_TEMPFAIL of sysexits.h).
 RUN_AGAIN = 75
@@ -73,18 +72,23 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
             raise ValueError(f"{error} {what}") from None
 
 
-def keep_what_is_compiled() -> None:
-    """Keeps compiled programs for the next start, unless JAX was told where to: for a TPU they take a minute each.
+def enable_compilation_cache() -> None:
+    """Keep compiled programs for later processes, unless JAX was given a folder for them.
 
-    Not for CPUs, where they take two seconds, and one host's may not run on another that shares the folder.
+    Compiling takes a second on a CPU and a minute on a TPU. The key of JAX's cache includes jaxlib's version, XLA's flags
+    and, on CPUs, the processor's features, so machines of several kinds can share a home directory.
     """
-    told: str | None = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # JAX adds it as it runs
-    if told is None and jax.default_backend() != "cpu":
+    folder: str | None = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # JAX adds it as it runs
+    if folder is None:
         home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         jax.config.update("jax_compilation_cache_dir", os.path.join(home, "snax", "compiled"))
+        # JAX's default, a second, leaves out programs for short clips.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def wait_for_all(place: str) -> None:
     """Returns when every process of the job has come to this place."""
     if jax.process_count() > 1:
+        from orbax.checkpoint import multihost
+
         multihost.get_barrier_sync_fn()(key=f"snax: {place}", timeout_ms=_PATIENCE_MS)

@@ -1,5 +1,8 @@
 """The codec's building blocks, named and ordered as in the reference."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -20,16 +23,33 @@ def _inside(x: Float[Array, "batch time channels"], valid: Valid) -> Float[Array
     return jnp.where(jnp.repeat(valid, x.shape[1] // valid.shape[1], axis=1)[..., None], x, 0)
 
 
-def _uniform(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int) -> nnx.Param[Array]:
-    """torch's default for convolutions and their biases: U(-1, 1) / sqrt(fan_in)."""
-    return nnx.Param(jax.random.uniform(rngs.params(), shape, minval=-1, maxval=1) / fan_in**0.5)
+# None makes an abstract module, whose parameters are `jax.ShapeDtypeStruct`, for a checkpoint to fill. `nnx.eval_shape`
+# gives the same, but traces every initializer, which takes a second for the 24 kHz model.
+Rngs = nnx.Rngs | None
+
+
+def parameter(rngs: Rngs, shape: tuple[int, ...], init: Callable[[nnx.Rngs], Array]) -> nnx.Param[Array]:
+    """A parameter of this shape, made by `init`, or abstract without `rngs`."""
+    value: Any = jax.ShapeDtypeStruct(shape, jnp.float32) if rngs is None else init(rngs)
+    return nnx.Param(value)
+
+
+def uniform(rngs: Rngs, shape: tuple[int, ...], fan_in: int) -> nnx.Param[Array]:
+    """torch's default for linear layers, convolutions and their biases: U(-1, 1) / sqrt(fan_in)."""
+    return parameter(
+        rngs, shape, lambda rngs: jax.random.uniform(rngs.params(), shape, minval=-1, maxval=1) / fan_in**0.5
+    )
+
+
+def constant(rngs: Rngs, shape: tuple[int, ...], value: float) -> nnx.Param[Array]:
+    return parameter(rngs, shape, lambda rngs: jnp.full(shape, value))
 
 
 class Snake(nnx.Module):
     """Periodic activation with a learned frequency for each channel."""
 
-    def __init__(self, channels: int):
-        self.alpha = nnx.Param(jnp.ones((1, 1, channels)))
+    def __init__(self, channels: int, *, rngs: Rngs):
+        self.alpha = constant(rngs, (1, 1, channels), 1.0)
 
     def __call__(self, x: Float[Array, "batch time channels"]) -> Float[Array, "batch time channels"]:
         return ops.snake(x, self.alpha[...])
@@ -47,12 +67,12 @@ class Conv(nnx.Module):
         dilation: int = 1,
         groups: int = 1,
         use_bias: bool = True,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         self.dilation, self.groups = dilation, groups
         fan_in = kernel_size * in_channels // groups
-        self.kernel = _uniform(rngs, (kernel_size, in_channels // groups, out_channels), fan_in)
-        self.bias = _uniform(rngs, (out_channels,), fan_in) if use_bias else None
+        self.kernel = uniform(rngs, (kernel_size, in_channels // groups, out_channels), fan_in)
+        self.bias = uniform(rngs, (out_channels,), fan_in) if use_bias else None
 
     def __call__(
         self, x: Float[Array, "batch time in_channels"], valid: Valid = None
@@ -67,10 +87,10 @@ class Conv(nnx.Module):
 class StridedConv(nnx.Module):
     """Convolution that leaves one frame of every `stride`."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, *, rngs: nnx.Rngs):
+    def __init__(self, in_channels: int, out_channels: int, stride: int, *, rngs: Rngs):
         fan_in = 2 * stride * in_channels
-        self.kernel = _uniform(rngs, (2 * stride, in_channels, out_channels), fan_in)
-        self.bias = _uniform(rngs, (out_channels,), fan_in)
+        self.kernel = uniform(rngs, (2 * stride, in_channels, out_channels), fan_in)
+        self.bias = uniform(rngs, (out_channels,), fan_in)
 
     def __call__(
         self, x: Float[Array, "batch time in_channels"], valid: Valid = None
@@ -81,10 +101,10 @@ class StridedConv(nnx.Module):
 class TransposedConv(nnx.Module):
     """Transposed convolution that makes `stride` samples of every frame."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, *, rngs: nnx.Rngs):
+    def __init__(self, in_channels: int, out_channels: int, stride: int, *, rngs: Rngs):
         fan_in = 2 * stride * out_channels  # as torch counts it: dimension 1 of (in, out, taps)
-        self.kernel = _uniform(rngs, (2, in_channels, stride, out_channels), fan_in)
-        self.bias = _uniform(rngs, (out_channels,), fan_in)
+        self.kernel = uniform(rngs, (2, in_channels, stride, out_channels), fan_in)
+        self.bias = uniform(rngs, (out_channels,), fan_in)
 
     def __call__(
         self, x: Float[Array, "batch frames in_channels"], valid: Valid = None
@@ -95,10 +115,10 @@ class TransposedConv(nnx.Module):
 class ResidualUnit(nnx.Module):
     """x + Conv1(Snake(Conv7(Snake(x)))), the first convolution dilated."""
 
-    def __init__(self, channels: int, *, dilation: int, groups: int, rngs: nnx.Rngs):
-        self.snake1 = Snake(channels)
+    def __init__(self, channels: int, *, dilation: int, groups: int, rngs: Rngs):
+        self.snake1 = Snake(channels, rngs=rngs)
         self.conv1 = Conv(channels, channels, 7, dilation=dilation, groups=groups, rngs=rngs)
-        self.snake2 = Snake(channels)
+        self.snake2 = Snake(channels, rngs=rngs)
         self.conv2 = Conv(channels, channels, 1, rngs=rngs)
 
     def __call__(
@@ -107,7 +127,7 @@ class ResidualUnit(nnx.Module):
         return x + self.conv2(self.snake2(self.conv1(self.snake1(x), valid)))
 
 
-def _residual_units(channels: int, *, depthwise: bool, rngs: nnx.Rngs) -> nnx.List[ResidualUnit]:
+def _residual_units(channels: int, *, depthwise: bool, rngs: Rngs) -> nnx.List[ResidualUnit]:
     groups = channels if depthwise else 1
     return nnx.List([ResidualUnit(channels, dilation=d, groups=groups, rngs=rngs) for d in (1, 3, 9)])
 
@@ -115,9 +135,9 @@ def _residual_units(channels: int, *, depthwise: bool, rngs: nnx.Rngs) -> nnx.Li
 class EncoderBlock(nnx.Module):
     """Three residual units, then one frame, of more channels, for every `stride` of them."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, *, depthwise: bool, rngs: nnx.Rngs):
+    def __init__(self, in_channels: int, out_channels: int, stride: int, *, depthwise: bool, rngs: Rngs):
         self.residual_units = _residual_units(in_channels, depthwise=depthwise, rngs=rngs)
-        self.snake = Snake(in_channels)
+        self.snake = Snake(in_channels, rngs=rngs)
         self.conv = StridedConv(in_channels, out_channels, stride, rngs=rngs)
 
     def __call__(
@@ -131,7 +151,7 @@ class EncoderBlock(nnx.Module):
 class NoiseBlock(nnx.Module):
     """Adds noise whose loudness in each channel depends on the signal; one draw a time step, shared by all channels."""
 
-    def __init__(self, channels: int, *, rngs: nnx.Rngs):
+    def __init__(self, channels: int, *, rngs: Rngs):
         self.linear = Conv(channels, channels, 1, use_bias=False, rngs=rngs)
 
     @jax.named_scope("noise")
@@ -144,10 +164,8 @@ class NoiseBlock(nnx.Module):
 class DecoderBlock(nnx.Module):
     """`EncoderBlock` backwards, with noise after the transposed convolution."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, stride: int, *, noise: bool, depthwise: bool, rngs: nnx.Rngs
-    ):
-        self.snake = Snake(in_channels)
+    def __init__(self, in_channels: int, out_channels: int, stride: int, *, noise: bool, depthwise: bool, rngs: Rngs):
+        self.snake = Snake(in_channels, rngs=rngs)
         self.conv = TransposedConv(in_channels, out_channels, stride, rngs=rngs)
         self.noise = NoiseBlock(out_channels, rngs=rngs) if noise else None
         self.residual_units = _residual_units(out_channels, depthwise=depthwise, rngs=rngs)

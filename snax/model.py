@@ -19,14 +19,14 @@ from .attention import LocalMHA
 from .blocks import in_blocks
 from .config import SNACConfig
 from .inputs import check_audio, check_codes, check_latents, check_valid
-from .layers import Conv, DecoderBlock, EncoderBlock, Snake, Valid
+from .layers import Conv, DecoderBlock, EncoderBlock, Rngs, Snake, Valid
 from .quantizer import ResidualVectorQuantize
 
 
 class Encoder(nnx.Module):
     """Audio to latents."""
 
-    def __init__(self, config: SNACConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: SNACConfig, *, rngs: Rngs):
         depthwise, channels = config.depthwise, config.encoder_dim
         self.rates = config.encoder_rates
         self.conv_in = Conv(1, channels, 7, rngs=rngs)
@@ -60,7 +60,7 @@ class Encoder(nnx.Module):
 class Decoder(nnx.Module):
     """Latents to audio."""
 
-    def __init__(self, config: SNACConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: SNACConfig, *, rngs: Rngs):
         self.rates = config.decoder_rates
         depthwise, channels, latent_dim = config.depthwise, config.decoder_dim, config.latent_dim
         if depthwise:
@@ -79,7 +79,7 @@ class Decoder(nnx.Module):
             block = DecoderBlock(channels, channels // 2, rate, noise=config.noise, depthwise=depthwise, rngs=rngs)
             self.blocks.append(block)
             channels //= 2
-        self.snake = Snake(channels)
+        self.snake = Snake(channels, rngs=rngs)
         self.conv_out = Conv(channels, 1, 7, rngs=rngs)
 
     def __call__(
@@ -143,10 +143,11 @@ class SNAC(nnx.Module):
     Args:
         config: the architecture.
         precision: any of JAX's matmul precisions, see `jax.default_matmul_precision`.
-        rngs: initialises the parameters, as torch would. Trained ones come from `snax.load`.
+        rngs: initialises the parameters, as torch would. Trained ones come from `snax.load`. None makes an abstract
+            model, whose parameters are `jax.ShapeDtypeStruct`.
     """
 
-    def __init__(self, config: SNACConfig, *, precision: str = "highest", rngs: nnx.Rngs):
+    def __init__(self, config: SNACConfig, *, precision: str = "highest", rngs: Rngs):
         with jax.default_matmul_precision(precision):  # raises ValueError for what is none
             pass
         self.config = config

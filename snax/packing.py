@@ -53,6 +53,9 @@ def encode_many(
         rows: how many such pieces are computed together. Default: one for each device of the mesh.
         mesh: devices to divide the rows among; all its axes are used. Default: the device that JAX would use.
 
+    If none of these three is given and all clips fit in one row, the row is as short as they are, rounded up to four
+    significant bits so that few lengths have to be compiled.
+
     Raises:
         ValueError: for a clip that is no finite mono audio, when its turn comes; for rows that do not fit.
     """
@@ -123,6 +126,7 @@ class _Layout:
     context: int  # to each side of a row
     gap: int  # between two clips
     mesh: Mesh | None
+    fixed: bool  # whether clips that need less than one row get a whole one all the same
 
     @property
     def units(self) -> int:
@@ -148,11 +152,25 @@ class _Layout:
                 f"row_seconds (={row_seconds}) must be at least {(2 * context + gap + 1) * unit_seconds:.3f}: "
                 f"a row has {context * unit_seconds:.3f} s of context on both sides."
             )
+        fixed = (row_seconds, rows, mesh) != (None, None, None)
         devices = 1 if mesh is None else mesh.size
         rows = devices if rows is None else rows
         if rows < 1 or rows % devices:
             raise ValueError(f"rows (={rows}) must be a multiple of the {devices} devices that share them.")
-        return cls(frames, rows, length, context, gap, mesh)
+        return cls(frames, rows, length, context, gap, mesh, fixed)
+
+    def fitted(self, clips: Iterable["_Clip"], width: int) -> tuple["_Layout", Iterable["_Clip"]]:
+        """The layout for these clips, a single shorter row if they all fit in one, and the clips."""
+        if self.fixed:
+            return self, clips
+        end, read, clips = -self.gap, list[_Clip](), iter(clips)
+        for clip in clips:
+            read.append(clip)
+            end += self.gap + _units(clip, width)
+            if end > self.units:
+                return self, itertools.chain(read, clips)
+        length = _up(end, 1 << max(0, end.bit_length() - 4))
+        return (dataclasses.replace(self, length=length, context=0) if 0 < length < self.length else self), read
 
     def replicated(self, model: SNAC) -> SNAC:
         """The model on every device of the mesh; where it is, without one."""
@@ -171,6 +189,10 @@ def _up(value: int, multiple: int) -> int:
 
 # A clip's arrays, each with a whole number of values for each unit (the last may be cut short), and its samples.
 _Clip = tuple[Sequence[np.ndarray], int | None]
+
+
+def _units(clip: _Clip, width: int) -> int:
+    return math.ceil(len(clip[0][0]) / width)
 
 
 class _Result:
@@ -201,6 +223,7 @@ def _through_rows(
     `run` takes the number in its clip of each unit, (rows, length), -1 outside of clips, and the arrays' values there,
     (rows, length * width).
     """
+    layout, clips = layout.fitted(clips, widths[0])
     waiting: deque[_Result] = deque()
     computing = (run(*batch) for batch in _batches(clips, widths, dtype, layout, waiting))
     # One batch ahead, so that the device computes while the host takes a result and lays out the next.
@@ -243,8 +266,8 @@ def _batches(
         return batch
 
     at, begin = layout.context, -layout.context  # where the next unit goes, and where on the tape these ones begin
-    for arrays, samples in clips:
-        count, done = math.ceil(len(arrays[0]) / widths[0]), 0
+    for clip in clips:
+        (arrays, samples), count, done = clip, _units(clip, widths[0]), 0
         waiting.append(_Result(begin + at, count, samples))
         while done < count:
             if at >= size:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import importlib.util
 import os
 import re
 import shutil
@@ -64,9 +63,9 @@ def load(
 ) -> SNAC:
     """A trained SNAC: `snax.load("snac_24khz")`.
 
-    A published model, or any other on the hub, is downloaded and converted the first time (which needs torch, unless
-    its weights are safetensors) and read from the cache of `huggingface_hub` ever after, offline too. `mini_16khz`
-    comes with this package: a small codec for speech, to try things with.
+    A published model, or any other on the hub, is downloaded and converted the first time, and then read from the cache
+    of `huggingface_hub`, offline too. `mini_16khz` comes with this package: a small codec for speech, to try things
+    with.
 
     Args:
         name_or_path: a published name (snac_24khz, snac_32khz, snac_44khz), mini_16khz, a folder or URL (such as
@@ -82,7 +81,6 @@ def load(
         ValueError: if nothing is known under this name, or what is there is damaged or not a SNAC.
         ConnectionError: if the model is not in the cache, and the hub can't be reached or breaks off.
         FileNotFoundError: if a repository on the hub has no configuration or no weights.
-        ImportError: if a conversion needs torch and it is not installed.
     """
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype must be floating point, got {jnp.dtype(dtype)}.")
@@ -137,8 +135,6 @@ def download(name: str, revision: str | None = None) -> tuple[Path, Path]:
             return _download(repo_id, torch_files.SAFETENSORS_NAME, commit), config_path
         except (FileNotFoundError, ConnectionError):  # not there, or not in the cache: then perhaps the other kind is
             return _download(repo_id, torch_files.PICKLE_NAME, commit), config_path
-    if importlib.util.find_spec("torch") is None:  # rather before the download than after
-        raise torch_files.missing_library("torch", torch_files.PICKLE_NAME)
     weights_path = _download(repo_id, torch_files.PICKLE_NAME, commit)
     with open(weights_path, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,7 +10,7 @@ from jax import Array, lax
 from jaxtyping import Float, Int32, Integer
 
 from .config import SNACConfig
-from .layers import Conv
+from .layers import Conv, Rngs, parameter
 
 
 def _normalize(x: Float[Array, "*shape dim"]) -> Float[Array, "*shape dim"]:
@@ -21,11 +21,12 @@ def _normalize(x: Float[Array, "*shape dim"]) -> Float[Array, "*shape dim"]:
 class VectorQuantize(nnx.Module):
     """One level: average over `stride` frames, project, nearest codebook row by angle, project back, repeat."""
 
-    def __init__(self, channels: int, codebook_size: int, codebook_dim: int, stride: int, *, rngs: nnx.Rngs):
+    def __init__(self, channels: int, codebook_size: int, codebook_dim: int, stride: int, *, rngs: Rngs):
         self.stride = stride
         self.in_proj = Conv(channels, codebook_dim, 1, rngs=rngs)
         self.out_proj = Conv(codebook_dim, channels, 1, rngs=rngs)
-        self.codebook = nnx.Param(jax.random.normal(rngs.params(), (codebook_size, codebook_dim)))
+        shape = (codebook_size, codebook_dim)
+        self.codebook = parameter(rngs, shape, lambda rngs: jax.random.normal(rngs.params(), shape))
 
     def __call__(
         self, z: Float[Array, "batch frames channels"]
@@ -66,7 +67,7 @@ class VectorQuantize(nnx.Module):
 class ResidualVectorQuantize(nnx.Module):
     """The levels, coarse to fine, each quantizing what the ones before it left over."""
 
-    def __init__(self, config: SNACConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: SNACConfig, *, rngs: Rngs):
         self.quantizers = nnx.List(
             VectorQuantize(config.latent_dim, config.codebook_size, config.codebook_dim, stride, rngs=rngs)
             for stride in config.vq_strides

@@ -30,7 +30,7 @@ def from_torch(state_dict: Mapping[str, np.ndarray], config: SNACConfig, *, prec
         ValueError: unless names and shapes are exactly those of `config` and all values are finite. Lists everything
             that is missing, unexpected, mis-shaped or not finite at once.
     """
-    model = nnx.eval_shape(lambda: SNAC(config, precision=precision, rngs=nnx.Rngs(0)))
+    model = SNAC(config, precision=precision, rngs=None)
     remaining, problems = dict(state_dict), []
 
     def take(name: str, shape: tuple[int, ...]) -> np.ndarray:

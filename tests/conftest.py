@@ -1,5 +1,7 @@
 """Every test runs under the strictest rules that JAX has, on four devices, with all shapes and types checked."""
 
+import gc
+import os
 from collections.abc import Iterator
 
 import hypothesis
@@ -20,6 +22,23 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 with jaxtyping.install_import_hook("snax", "beartype.beartype"):
     import snax  # noqa: F401  # imported here so that the hook is on it
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Share compiled programs between the workers, the processes that tests start, and later runs of the tests."""
+    folder = str(config.cache.mkdir("compiled"))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def memory_of_one_module() -> Iterator[None]:
+    """Release the programs of a module when its tests are done: all of them together take gigabytes."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

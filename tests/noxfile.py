@@ -24,7 +24,7 @@ NEWEST = ["--upgrade", "jax", "flax", "orbax-checkpoint"]
 def tests(session: nox.Session, versions: list[str]) -> None:
     """All that need no torch."""
     session.chdir(ROOT)
-    session.install("--editable", ".[av,eval]", "beartype", "hypothesis", "playwright", "pytest", *versions)
+    session.install("--editable", ".[av,eval,train]", "beartype", "hypothesis", "playwright", "pytest", *versions)
     session.run("python", "-c", "import flax, jax; print('jax', jax.__version__, 'flax', flax.__version__)")
     files = [path for path in sorted((ROOT / "tests").glob("test_*.py")) if path.name not in ELSEWHERE]
     files = [path for path in files if not NEED_TORCH.search(path.read_text())]

@@ -72,6 +72,7 @@ def test_reach(rates: tuple[int, ...], samples: int) -> None:
     assert (blocks.reach(rates) - 1) * step < samples <= blocks.reach(rates) * step
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_blocks")
 def test_gradients() -> None:
     model = small.drawn("depthwise")

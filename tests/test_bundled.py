@@ -50,6 +50,7 @@ def test_it_is_small_and_says_what_it_is() -> None:
     assert recipe.model == snax.load("mini_16khz").config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["held_out.flac", "other_speaker.flac"])
 def test_it_makes_speech(name: str) -> None:
     """Of prompts that it was not trained on, and of a speaker and a language that it was not; drawn weights do not."""

@@ -224,3 +224,17 @@ def test_info(corpus: Path, model_folder: str, capsys: pytest.CaptureFixture[str
         "500 + 1000 + 2000 in 1 channels",
     ):
         assert fact in out
+
+
+def test_the_second_process_compiles_nothing(tmp_path: Path, model_folder: str) -> None:
+    """The compilation cache is on without any setting. JAX logs what it finds there."""
+    environment = {name: value for name, value in os.environ.items() if "COMPILATION_CACHE" not in name}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "JAX_DEBUG_LOG_MODULES": "jax._src.compiler"}
+    environment["JAX_PLATFORMS"] = "cpu"
+    line = [sys.executable, "-m", "snax.cli", "encode", str(DATA / "speech_3s.wav"), "-m", model_folder, "--force"]
+    logs = [
+        subprocess.run([*line, "-o", str(tmp_path)], env=environment, check=True, capture_output=True, text=True).stderr
+        for _ in range(2)
+    ]
+    assert ["cache hit for 'jit__encode'" in log for log in logs] == [False, True]
+    assert list((tmp_path / "cache" / "snax" / "compiled").glob("jit__encode-*"))

@@ -20,6 +20,8 @@ import snax
 from snax import cli
 from snax.extract.run import Job, extract
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 

@@ -9,6 +9,8 @@ import audio
 import pytest
 import small
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 # What an example is told on its command line.
 ARGUMENTS = {"finetune": [str(audio.DATA)]}

@@ -13,7 +13,6 @@ from unittest import mock
 
 import corpora
 import fsspec
-import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -23,7 +22,7 @@ from pairs import pair
 from reference import assert_same_codes
 
 import snax
-from snax import audio, cluster
+from snax import audio
 from snax.extract import decoding, run
 from snax.extract.corpus import CorpusError
 from snax.extract.reading import Unreadable
@@ -420,20 +419,6 @@ def test_retry_quarantined(corpus: Path, undisturbed: Path, tmp_path: Path) -> N
 def test_no_input(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="no clips in .*nothing: 0 files were looked at"):
         extract(small.model(), job(tmp_path / "out", tmp_path / "nothing"))
-
-
-def test_what_is_compiled_is_kept_on_accelerators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for backend, before, after in (
-        ("cpu", None, None),
-        ("tpu", "/elsewhere", "/elsewhere"),
-        ("tpu", None, f"{tmp_path}/snax/compiled"),
-    ):
-        jax.config.update("jax_compilation_cache_dir", before)
-        with mock.patch.object(jax, "default_backend", return_value=backend):
-            cluster.keep_what_is_compiled()
-        assert jax.config.jax_compilation_cache_dir == after
-    jax.config.update("jax_compilation_cache_dir", None)
 
 
 def test_a_store_of_objects(corpus: Path, undisturbed: Path) -> None:

@@ -45,6 +45,7 @@ def undisturbed(folder: Path) -> dict[str, str]:
     return hashes(folder / "undisturbed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("processes", "devices"), [(1, 4), (2, 3), (3, 1)])
 def test_processes_and_devices_do_not_matter(
     processes: int, devices: int, folder: Path, undisturbed: dict[str, str], tmp_path: Path
@@ -55,6 +56,7 @@ def test_processes_and_devices_do_not_matter(
     assert hashes(tmp_path / "out") == undisturbed
 
 
+@pytest.mark.slow
 def test_processes_find_each_other_under_slurm(folder: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
     """By what Slurm sets in their environments."""
     job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_NUM_NODES": "1"}
@@ -109,6 +111,7 @@ def kill(running: list[subprocess.Popen[str]]) -> None:
         process.communicate()
 
 
+@pytest.mark.slow
 def test_kill_at_any_time_with_any_number_of_processes(
     folder: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
@@ -151,6 +154,7 @@ def catches(pid: int, number: int) -> bool:
     return bool(int(status.partition("SigCgt:")[2].split()[0], 16) >> (number - 1) & 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shards", [0, 3])
 def test_sigterm(shards: int, folder: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -170,6 +174,7 @@ def test_sigterm(shards: int, folder: Path, undisturbed: dict[str, str], tmp_pat
     assert hashes(out) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_full_disk(folder: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
     """A real one, of 60 kB, that is then made larger."""
     python = (

@@ -173,7 +173,7 @@ def test_weights(folder: Path) -> None:
             says(error, f"{path} can't be read as weights")
             return
         assert all(isinstance(name, str) and isinstance(array, np.ndarray) for name, array in state_dict.items())
-        assert sum(array.nbytes for array in state_dict.values()) <= 4 * len(file[1])  # of bytes, floats
+        assert sum(array.nbytes for array in state_dict.values()) <= len(file[1])
 
     check()
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from audio import DATA
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 LICENCES = {"LICENSE", "snax/mini_16khz/LICENSE"}
 

@@ -65,13 +65,45 @@ def test_any_clips_in_any_rows(name: str, data: st.DataObject) -> None:
         np.testing.assert_allclose(audio, whole[: len(clip)], rtol=0, atol=AUDIO_BOUND)
 
 
-def test_one_compilation_serves_all() -> None:
+def compilations() -> tuple[int, int]:
+    return snax.SNAC._encode._cache_size(), snax.SNAC._decode._cache_size()
+
+
+def test_one_compilation_serves_all_long_inputs() -> None:
     model = small.drawn("plain convolutions, odd rates")
-    before = snax.SNAC._encode._cache_size(), snax.SNAC._decode._cache_size()
-    for lengths in ([1, 5000, 77], [123456], [20] * 300):
-        encoded = snax.encode_many(model, cut(small.audio(samples=200_000)[0, 0], lengths))
+    row = _Layout.of(model.config, None, None, None).units * model.config.pad_multiple
+    before = compilations()
+    for lengths in ([1, row, 77], [3 * row], [row // 20] * 30):
+        encoded = snax.encode_many(model, cut(small.audio(samples=4 * row)[0, 0], lengths))
         assert [len(audio) for audio in snax.decode_many(model, encoded)] == lengths
-    assert (snax.SNAC._encode._cache_size(), snax.SNAC._decode._cache_size()) == (before[0] + 1, before[1] + 1)
+    assert compilations() == (before[0] + 1, before[1] + 1)
+
+
+def test_short_inputs_compute_short_rows() -> None:
+    """At most an eighth more than the clips and the gaps between them, in lengths of four significant bits."""
+    layout, computed = _Layout.of(small.CONFIG, None, None, None), set[int]()
+    for count in range(1, layout.units + 2):
+        fitted, clips = layout.fitted([([np.zeros(count, np.int8)], None)], 1)
+        assert len(list(clips)) == 1
+        assert fitted.length == layout.length or count <= fitted.length - 2 * fitted.context <= 9 / 8 * count
+        computed.add(fitted.length)
+    assert layout.length in computed
+    assert len(computed) <= 8 * layout.length.bit_length()
+    two, _ = layout.fitted([([np.zeros(5, np.int8)], None)] * 2, 1)
+    assert two.length == 10 + layout.gap
+    for fixed in (_Layout.of(small.CONFIG, 9.0, None, None), _Layout.of(small.CONFIG, None, 1, None)):
+        assert fixed.fitted([], 1)[0] is fixed
+
+
+@pytest.mark.parametrize("name", ["depthwise, noise", "attention of two heads, window longer than the strides"])
+def test_clips_in_a_short_row(name: str) -> None:
+    torch_model, model, speech = pair(name)
+    clips = cut(speech[0, 0], [3 * model.config.pad_multiple - 1, 1, 777])
+    encoded = list(snax.encode_many(model, clips))
+    for clip, (codes, _), audio in zip(clips, encoded, snax.decode_many(model, encoded), strict=True):
+        assert_same_codes(torch_model, np.pad(clip, (0, -len(clip) % model.config.pad_multiple)), codes)
+        whole = torch_decode(torch_model, codes)
+        np.testing.assert_allclose(audio, whole[: len(clip)], rtol=0, atol=AUDIO_BOUND)
 
 
 def test_results_come_while_clips_still_arrive() -> None:

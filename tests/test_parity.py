@@ -21,6 +21,8 @@ def test_latents_tokens_and_audio(name: str) -> None:
     reference.assert_same(*pair(name))
 
 
-@pytest.mark.parametrize("name", GRADIENTS)
+@pytest.mark.parametrize(
+    "name", [GRADIENTS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in GRADIENTS[1:])]
+)
 def test_gradients(name: str) -> None:
     reference.assert_same_gradients(*pair(name))

@@ -88,7 +88,6 @@ def test_published_name_is_downloaded_once(
     requests = list(published.requests)
     assert any("pytorch_model.bin" in request for request in requests)
     go_offline(monkeypatch)
-    monkeypatch.setitem(sys.modules, "torch", None)  # `import torch` raises ImportError from here on
     snax.load("snac_24khz")
     snax.load("hubertsiuzdak/snac_24khz")  # the same, by its hub id
     assert published.requests == requests
@@ -106,24 +105,12 @@ def test_hub_id_follows_its_branch(published: hub.Hub, torch_folder: Path, monke
     assert snax.load(REPO).config.sampling_rate == 8000
 
 
-def test_safetensors_are_preferred_and_need_no_torch(
-    published: hub.Hub, torch_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_safetensors(published: hub.Hub, torch_folder: Path, tmp_path: Path) -> None:
     state_dict = torch.load(torch_folder / "pytorch_model.bin", weights_only=True)
     save_file(state_dict, tmp_path / "model.safetensors")
     published.files[REPO, COMMIT, "model.safetensors"] = (tmp_path / "model.safetensors").read_bytes()
     del published.files[REPO, COMMIT, "pytorch_model.bin"]
-    with monkeypatch.context() as context:
-        context.setitem(sys.modules, "torch", None)
-        model = snax.load(REPO)
-    assert_is_the_references(model, torch_folder)
-
-
-def test_without_torch_the_error_says_what_to_install(published: hub.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ImportError, match=r"pip install 'snax-codec\[convert\]'"):
-        snax.load("snac_24khz")
-    assert not any("pytorch_model.bin" in request for request in published.requests)
+    assert_is_the_references(snax.load(REPO), torch_folder)
 
 
 def test_other_weights_than_the_published_ones(published: hub.Hub, tmp_path: Path) -> None:
@@ -252,6 +239,7 @@ def start(published: hub.Hub, home: Path, *arguments: str) -> subprocess.Popen[s
     )
 
 
+@pytest.mark.slow
 def test_two_processes_at_once(published: hub.Hub, tmp_path: Path) -> None:
     processes = [start(published, tmp_path) for _ in range(2)]
     outputs = [process.communicate(timeout=120) for process in processes]
@@ -259,6 +247,7 @@ def test_two_processes_at_once(published: hub.Hub, tmp_path: Path) -> None:
     assert outputs[0][0] == outputs[1][0] != ""
 
 
+@pytest.mark.slow
 def test_killed_while_converting(published: hub.Hub, tmp_path: Path) -> None:
     process = start(published, tmp_path, "stop")
     assert process.stdout is not None
@@ -291,6 +280,7 @@ print(snax.load(name).encode(__import__("numpy").ones((1, 1, 640), "float32"))[0
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root can be several users")
 def test_a_cache_that_users_share(published: hub.Hub) -> None:
     """What one has converted the next reads, and can't change; what the first has not, the next can't write into the

@@ -6,6 +6,7 @@ The three published architectures with drawn parameters, and the one that comes 
 
 import functools
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -25,8 +26,24 @@ from snax.config import PUBLISHED_CONFIGS
 from snax.pretrained import download
 from snax.torch_weights import to_torch
 
-NAMES = [*PUBLISHED_CONFIGS, "mini_16khz"]
 KINDS = list(audio.kinds(8000, 8))
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        "snac_24khz",
+        "snac_32khz",
+        pytest.param("snac_44khz", marks=pytest.mark.slow),
+        pytest.param("mini_16khz", marks=pytest.mark.slow),
+    ],
+)
+def name(request: pytest.FixtureRequest) -> Iterator[str]:
+    """One model after the other, and not all of them in memory: pytest groups the tests by it."""
+    yield request.param
+    for cached in (drawn, pair, clips):
+        cached.cache_clear()
+    jax.clear_caches()
 
 
 @functools.cache
@@ -63,7 +80,6 @@ def clips(name: str) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", NAMES)
 def test_every_token_and_sample(name: str, kind: str) -> None:
     torch_model, model = pair(name)
     bound = LATENTS_BOUND
@@ -74,7 +90,6 @@ def test_every_token_and_sample(name: str, kind: str) -> None:
     reference.assert_same(torch_model, model, clips(name)[kind], bound)
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_rows_and_streams_give_what_each_clip_gives_alone(name: str) -> None:
     torch_model, model = pair(name)
     pad, rate = model.config.pad_multiple, model.config.sampling_rate
@@ -108,7 +123,6 @@ def test_published_parameters(name: str, kind: str) -> None:
     reference.assert_same(*published(name), clips(name)[kind])
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_round_trip(name: str) -> None:
     # On reconstructed audio the reference's forward differs from ours in the noise alone; without it they are equal.
     torch_model, model = pair(name)
@@ -122,9 +136,15 @@ def test_round_trip(name: str) -> None:
     np.testing.assert_allclose(decoded, expected, rtol=0, atol=AUDIO_BOUND)
 
 
+def untrained(name: str) -> tuple[snac.SNAC, snax.SNAC]:
+    config = PUBLISHED_CONFIGS[name].to_dict()
+    torch_model = snac.SNAC(**config)
+    return torch_model, reference.converted(torch_model, config)
+
+
 @pytest.mark.parametrize(("name", "tensors"), [("snac_24khz", 269), ("snac_32khz", 286), ("snac_44khz", 286)])
 def test_state_dict_is_complete(name: str, tensors: int) -> None:
-    torch_model, model = drawn(name)
+    torch_model, model = untrained(name)
     expected = {key: tuple(tensor.shape) for key, tensor in torch_model.state_dict().items()}
     assert len(expected) == tensors
     assert {key: array.shape for key, array in to_torch(model).items()} == expected
@@ -133,7 +153,7 @@ def test_state_dict_is_complete(name: str, tensors: int) -> None:
 @pytest.mark.parametrize(("name", "parameters"), [("snac_24khz", 19_842_914), ("snac_32khz", 54_546_338)])
 def test_number_of_parameters(name: str, parameters: int) -> None:
     # The reference counts a gain beside each direction; ours are multiplied out.
-    torch_model, model = drawn(name)
+    torch_model, model = untrained(name)
     gains = sum(p.numel() for key, p in torch_model.named_parameters() if key.endswith("original0"))
     assert sum(p.numel() for p in torch_model.parameters()) == parameters
     assert sum(leaf.size for leaf in jax.tree.leaves(model)) == parameters - gains

@@ -21,6 +21,8 @@ from playwright.sync_api import sync_playwright
 import snax
 from snax import cli
 
+pytestmark = pytest.mark.slow
+
 # What would run, were it not escaped where it stands.
 EVIL = "</script><script>document.title = 'run'</script><img src=x onerror=\"document.title = 'run'\">.wav"
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")

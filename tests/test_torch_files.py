@@ -2,7 +2,7 @@
 
 import json
 import pickle
-import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -53,74 +53,25 @@ class Payload:
         return Path.touch, (self.path,)
 
 
+@pytest.mark.parametrize("write", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
 def test_pickle_that_runs_code_is_refused_and_not_run(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, write: Callable[[object, Path], None]
 ) -> None:
-    """By what looks at it first, and without that by torch, whose advice to let it run is not passed on."""
     victim = tmp_path / "executed"
     state_dict = torch.load(folder / "pytorch_model.bin", weights_only=True) | {"payload": Payload(victim)}
-    for check in (torch_files._check_pickle, lambda content: None):
-        monkeypatch.setattr(torch_files, "_check_pickle", check)
-        for write in (torch.save, lambda obj, path: path.write_bytes(pickle.dumps(obj))):
-            write(state_dict, folder / "pytorch_model.bin")
-            with pytest.raises(ValueError, match=r"pytorch_model.bin can't be read as weights") as error:
-                snax.load(folder)
-            assert "weights_only" not in str(error.value)
-            assert not victim.exists()
-
-
-def test_long_names_in_a_pickle_take_no_time(folder: Path) -> None:
-    """torch searches its own refusal for minutes if what it refused has a long name."""
-    path = folder / "pytorch_model.bin"
-    name = b"long" * 20_000 + b"\nwhat\n"
-    for naming in (b"c" + name, b"(i" + name, b"X\4\0\0\0name" * 2 + b"\x93"):
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("archive/data.pkl", b"\x80\x04" + naming + b".")
-            archive.writestr("archive/version", "3\n")
-        with pytest.raises(ValueError, match="its pickle names .*, and weights are of tensors alone") as error:
-            snax.load(folder)
-        assert len(str(error.value)) < 500
-
-
-def test_archives_of_old_are_refused(folder: Path) -> None:
-    path = folder / "pytorch_model.bin"
-    state_dict = torch.load(path, weights_only=True)
-    torch.save(state_dict, path, _use_new_zipfile_serialization=False)
-    with pytest.raises(ValueError, match="no archive such as torch has written since 1.6"):
+    write(state_dict, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"pytorch_model.bin can't be read as weights"):
         snax.load(folder)
+    assert not victim.exists()
 
 
-def test_parameters_are_tensors_too(folder: Path) -> None:
+def test_half_precision_checkpoint(folder: Path) -> None:
+    """Parameters in bfloat16, as a training script may have saved them."""
     path = folder / "pytorch_model.bin"
-    expected = torch_files.read_state_dict(path)
-    state_dict = torch.load(path, weights_only=True)
-    torch.save({name: torch.nn.Parameter(tensor.bfloat16()) for name, tensor in state_dict.items()}, path)
-    found = torch_files.read_state_dict(path)
-    for name, array in expected.items():
-        np.testing.assert_allclose(found[name], array, rtol=2**-8)  # bfloat16's eight bits
-
-
-def test_pickles_that_take_all_memory(folder: Path) -> None:
-    """Some kilobytes that would become a terabyte: a tensor that repeats one number, many that share what they hold,
-    and one that is compressed."""
-    path = folder / "pytorch_model.bin"
-    state_dict = torch.load(path, weights_only=True)
-    name = next(iter(state_dict))
-    torch.save(state_dict | {name: torch.zeros(1, dtype=torch.float16).expand(2**20, 2**19)}, path)
-    with pytest.raises(ValueError, match="repeat what they hold"):
-        snax.load(folder)
-    shared = torch.zeros(2**15, dtype=torch.float16)
-    torch.save({str(i): shared for i in range(10)}, path)
-    with pytest.raises(ValueError, match="or share it, which weights do not"):
-        snax.load(folder)
-    torch.save(state_dict | {name: torch.zeros(2**22)}, path)
-    with zipfile.ZipFile(path) as whole:
-        members = {info: whole.read(info) for info in whole.infolist()}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for info, content in members.items():
-            archive.writestr(info.filename, content)
-    with pytest.raises(ValueError, match="unpacks to more than it is"):
-        snax.load(folder)
+    exact = torch.load(path, weights_only=True)
+    torch.save({name: torch.nn.Parameter(tensor.bfloat16()) for name, tensor in exact.items()}, path)
+    codebook = exact["quantizer.quantizers.0.codebook.weight"].bfloat16().float()
+    np.testing.assert_array_equal(snax.load(folder).quantizer.quantizers[0].codebook[...], codebook)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
@@ -132,13 +83,6 @@ def test_damaged_weights(folder: Path, name: str, damage: str) -> None:
     (folder / name).write_bytes(damaged[damage])
     with pytest.raises(ValueError, match=f"{name} can't be read as weights"):
         torch_files.read_state_dict(folder / name)
-
-
-@pytest.mark.parametrize("content", [[1, 2], {"a": 1}, torch.zeros(3)])
-def test_pickle_of_something_else(folder: Path, content: object) -> None:
-    torch.save(content, folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="expected a dictionary of tensors"):
-        snax.load(folder)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"encoder_rates": "2, 4"}', '{"layers": 3}', "\udcff"])

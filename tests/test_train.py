@@ -184,6 +184,7 @@ def test_stft_of_a_tone() -> None:
     np.testing.assert_allclose(spectrum[8:-8, 7:10], np.broadcast_to([8, 16, 8], (49, 3)), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_weight_norm() -> None:
     """Gradients by gains and directions are those of the reference with its weight norm; folding changes nothing."""
     _, model, speech = pair("no noise")

@@ -70,7 +70,7 @@ def drawn() -> State:
     return begin(small.model(PLAIN.model), PLAIN)
 
 
-@pytest.mark.parametrize("judged", [False, True])
+@pytest.mark.parametrize("judged", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_steps_cost_what_they_cost_in_torch(judged: bool) -> None:
     """Each step's losses depend on what the steps before it made of all parameters, discriminators' too."""
     model = small.model(CONFIG)
@@ -86,6 +86,7 @@ def test_steps_cost_what_they_cost_in_torch(judged: bool) -> None:
     assert int(state.step) == 3
 
 
+@pytest.mark.slow
 def test_devices_share_a_step() -> None:
     """On four devices, each with a quarter of the batch, a step is that of one device."""
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
@@ -103,6 +104,7 @@ def test_devices_share_a_step() -> None:
         np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_in_it_and_keeps_float32() -> None:
     (batch,) = batches(1)
     state = drawn()
@@ -117,6 +119,7 @@ def test_bfloat16_computes_in_it_and_keeps_float32() -> None:
     assert float(metrics["feature"]) != float(expected["feature"])
 
 
+@pytest.mark.slow
 def test_average_and_usage() -> None:
     """The average moves as a moving average does, quickly at first; each codebook's usage sums to its size."""
     state = drawn()
@@ -132,6 +135,7 @@ def test_average_and_usage() -> None:
             assert float(usage.sum()) == pytest.approx(CONFIG.codebook_size, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_unused_rows_are_restarted() -> None:
     """Rows that are never chosen become vectors of the batch, in the codec and in its average; others stay."""
     told = dataclasses.replace(PLAIN, restart=0.5)
@@ -153,6 +157,7 @@ def test_unused_rows_are_restarted() -> None:
         assert (after.usage[i][changed] == 1).all()
 
 
+@pytest.mark.slow
 def test_a_quantizer_that_fits() -> None:
     """Where training from scratch begins, each level leaves less of the latents than it found, and uses its rows; as
     they are drawn, each leaves more."""

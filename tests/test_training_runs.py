@@ -20,12 +20,13 @@ import reference
 import small
 import snac
 import soundfile
+from filelock import FileLock
 
 import snax
 from snax import torch_files
 from snax.train import data, run, settings
 
-pytestmark = pytest.mark.usefixtures("optax_mixes")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optax_mixes")]
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 
@@ -63,17 +64,26 @@ windows = []
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers have in common: what takes minutes is made by one of them."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "training_runs"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def told(shared: Path) -> Path:
     """Settings, and the audio that they name."""
-    folder = tmp_path_factory.mktemp("told")
-    clips = folder / "clips"
-    clips.mkdir()
-    samples, rate = soundfile.read(audio.DATA / "speech_7s.wav", dtype="float32")
-    for i in range(40):
-        soundfile.write(clips / f"{i:02}.wav", samples[i * 2000 : i * 2000 + 20_000], rate)
-    content = SETTINGS.replace("INPUTS", str(clips)).replace("HELD_OUT", str(audio.DATA / "speech_3s.wav"))
-    path = folder / "settings.toml"
-    path.write_text(content)
+    clips, path = shared / "told" / "clips", shared / "told" / "settings.toml"
+    with FileLock(shared / "told.lock"):
+        if not path.exists():
+            clips.mkdir(parents=True)
+            samples, rate = soundfile.read(audio.DATA / "speech_7s.wav", dtype="float32")
+            for i in range(40):
+                soundfile.write(clips / f"{i:02}.wav", samples[i * 2000 : i * 2000 + 20_000], rate)
+            content = SETTINGS.replace("INPUTS", str(clips)).replace("HELD_OUT", str(audio.DATA / "speech_3s.wav"))
+            path.write_text(content)
     return path
 
 
@@ -93,10 +103,8 @@ def said(out: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key != "steps_per_second"} for line in lines]
 
 
-@pytest.fixture(scope="module")
-def killed(told: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of which every process was killed after a checkpoint, and that was then taken up again."""
-    out = tmp_path_factory.mktemp("killed") / "run"
+def run_killed_and_resumed(told: Path, out: Path) -> None:
+    """Kills every process after a checkpoint, and starts the run again."""
     running = start(told, out)
     while all(process.poll() is None for process in running) and not checkpoints(out):
         time.sleep(0.01)
@@ -108,6 +116,15 @@ def killed(told: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert checkpoints(out), "there was no checkpoint"
     assert checkpoints(out)[-1] < 12, "was not killed in time"
     jobs.finish(start(told, out))
+
+
+@pytest.fixture(scope="module")
+def killed(told: Path, shared: Path) -> Path:
+    """A run of which every process was killed after a checkpoint, and that was then taken up again."""
+    out = shared / "killed"
+    with FileLock(shared / "killed.lock"):
+        if not (out / "models" / "12").exists():
+            run_killed_and_resumed(told, out)
     return out
 
 

@@ -56,7 +56,6 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ImportError(f"{error.name} is missing: pip install 'snax-codec[extract]'.") from error
     cluster.exit_on_sigterm()
     cluster.join(arguments.coordinator, arguments.num_processes, arguments.process_id)
-    cluster.keep_what_is_compiled()
     job = run.Job(
         inputs=arguments.inputs,
         out=arguments.out,

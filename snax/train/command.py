@@ -32,7 +32,6 @@ def _run(arguments: argparse.Namespace) -> int:
     told = settings.read(arguments.config)
     cluster.exit_on_sigterm()
     cluster.join(arguments.coordinator, arguments.num_processes, arguments.process_id)
-    cluster.keep_what_is_compiled()
     with cluster.leaving_on_errors():
         last = run.train(told, arguments.out, arguments.source, os.cpu_count() or 1)
     if jax.process_index() == 0:
