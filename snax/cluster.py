@@ -75,8 +75,8 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
 def enable_compilation_cache() -> None:
     """Keep compiled programs for later processes, unless JAX was given a folder for them.
 
-    Compiling takes a second on a CPU and a minute on a TPU. The key of JAX's cache includes jaxlib's version, XLA's flags
-    and, on CPUs, the processor's features, so machines of several kinds can share a home directory.
+    Compiling takes a second on a CPU and a minute on a TPU. The key of JAX's cache includes jaxlib's version, XLA's
+    flags and, on CPUs, the processor's features, so machines of several kinds can share a home directory.
     """
     folder: str | None = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # JAX adds it as it runs
     if folder is None:

@@ -2,8 +2,8 @@
 
 The archive holds a pickle, `data.pkl`, and the bytes of each storage as a member of its own. The pickle is interpreted
 here, by the few opcodes that a state dict takes. `pickle.Unpickler` would not do, even with `find_class` restricted: a
-few bytes can make it allocate gigabytes for its memo, hash nested tuples for hours, or set attributes of the objects that
-`find_class` returns.
+few bytes can make it allocate gigabytes for its memo, hash nested tuples for hours, or set attributes of the objects
+that `find_class` returns.
 """
 
 import io
