@@ -1,6 +1,7 @@
 """Hear and see what SNAC does to a clip of speech: `make demo`, or `python examples/demo.py [AUDIO] [OUT]`.
 
-Writes the reconstructed audio and the page that `snax report` makes, and prints what it cost. Needs snax-codec[eval].
+Writes the reconstructed audio and the page that `snax report` makes, and prints what it cost. Needs
+snax-codec[metrics].
 """
 
 import sys

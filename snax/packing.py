@@ -267,7 +267,8 @@ def _batches(
 
     at, begin = layout.context, -layout.context  # where the next unit goes, and where on the tape these ones begin
     for clip in clips:
-        (arrays, samples), count, done = clip, _units(clip, widths[0]), 0
+        arrays, samples = clip
+        count, done = _units(clip, widths[0]), 0
         waiting.append(_Result(begin + at, count, samples))
         while done < count:
             if at >= size:

@@ -1,5 +1,7 @@
 """What is published is whole: built, installed in an empty environment, and used where there is no repository."""
 
+import hashlib
+import json
 import subprocess
 import sys
 import tarfile
@@ -8,8 +10,17 @@ import venv
 import zipfile
 from pathlib import Path
 
+import audio
+import hub
+import numpy as np
 import pytest
+import reference
+import torch
 from audio import DATA
+
+import snax
+from snax import pretrained
+from snax.config import PUBLISHED_CONFIGS
 
 pytestmark = pytest.mark.slow
 
@@ -50,12 +61,18 @@ def test_wheel(built: Path) -> None:
     assert path.stat().st_size < 8e6
 
 
-def test_an_empty_environment(built: Path, tmp_path: Path) -> None:
-    """`pip install` of the wheel and what it asks for, and the command: no torch, no network, no repository."""
+@pytest.fixture(scope="module")
+def programs(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of an environment with the wheel and what it asks for."""
     (wheel,) = built.glob("*.whl")
-    venv.create(tmp_path / "env", with_pip=True)
-    programs = tmp_path / "env" / "bin"
-    subprocess.run([programs / "python", "-m", "pip", "install", "--quiet", wheel], check=True)
+    folder = tmp_path_factory.mktemp("env")
+    venv.create(folder, with_pip=True)
+    subprocess.run([folder / "bin" / "python", "-m", "pip", "install", "--quiet", wheel], check=True)
+    return folder / "bin"
+
+
+def test_an_empty_environment(programs: Path, tmp_path: Path) -> None:
+    """The command, and the package: no torch, no network, no repository."""
     clip = tmp_path / "clip.wav"
     clip.write_bytes((DATA / "speech_3s.wav").read_bytes())
     line = [programs / "snax", "reconstruct", clip, "-m", "mini_16khz"]
@@ -64,7 +81,7 @@ def test_an_empty_environment(built: Path, tmp_path: Path) -> None:
     assert (tmp_path / "clip.snac.wav").stat().st_size > 90_000
     code = "import sys, snax; assert 'torch' not in sys.modules; print(snax.__file__)"
     said = subprocess.run([programs / "python", "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
-    assert Path(said.stdout.strip()).is_relative_to(tmp_path / "env")
+    assert Path(said.stdout.strip()).is_relative_to(programs.parent)
 
     # What takes more says what, before anything is done.
     for command, extra in {"extract": "extract", "train": "train", "eval": "eval", "report": "eval"}.items():
@@ -73,3 +90,39 @@ def test_an_empty_environment(built: Path, tmp_path: Path) -> None:
         assert ended.returncode == 2
         assert f"pip install 'snax-codec[{extra}]'" in ended.stderr
         assert "Traceback" not in ended.stderr
+
+
+# The hash of the published weights is in the code. Here they are others.
+LOAD_AND_ENCODE = """
+import dataclasses, importlib.util, sys
+import numpy as np, snax
+from snax import pretrained
+
+assert importlib.util.find_spec("torch") is None
+audio, codes, sha256 = sys.argv[1:]
+published = pretrained.PUBLISHED["snac_24khz"]
+pretrained.PUBLISHED["snac_24khz"] = dataclasses.replace(published, sha256=sha256)
+np.savez(codes, *snax.load("snac_24khz").encode(np.load(audio)))
+"""
+
+
+def test_published_name_without_torch(programs: Path, tmp_path: Path) -> None:
+    """A checkpoint that the reference wrote, from a hub, gives the reference's tokens where there is no torch."""
+    config = PUBLISHED_CONFIGS["snac_24khz"].to_dict()
+    speech = audio.clip("speech_3s.wav", config["sampling_rate"], 2)
+    torch_model = reference.trained_like(config, speech)
+    torch.save(torch_model.state_dict(), tmp_path / "pytorch_model.bin")
+    np.save(tmp_path / "audio.npy", speech)
+    weights = (tmp_path / "pytorch_model.bin").read_bytes()
+    published = pretrained.PUBLISHED["snac_24khz"]
+    with hub.running() as running:
+        running.files[published.repo_id, published.revision, "pytorch_model.bin"] = weights
+        running.files[published.repo_id, published.revision, "config.json"] = json.dumps(config).encode()
+        sha256 = hashlib.sha256(weights).hexdigest()
+        line = [programs / "python", "-c", LOAD_AND_ENCODE, tmp_path / "audio.npy", tmp_path / "codes.npz", sha256]
+        environment = {"HF_ENDPOINT": running.url, "HF_HOME": str(tmp_path / "hub"), "PATH": str(programs)}
+        subprocess.run(line, cwd=tmp_path, env=environment, check=True)
+    with np.load(tmp_path / "codes.npz") as codes:
+        ours = [level[0] for level in codes.values()]
+    padded = np.pad(speech[0, 0], (0, -speech.shape[-1] % snax.SNACConfig.from_dict(config).pad_multiple))
+    reference.assert_same_codes(torch_model, padded, ours)
