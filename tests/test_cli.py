@@ -229,7 +229,7 @@ def test_info(corpus: Path, model_folder: str, capsys: pytest.CaptureFixture[str
 def test_the_second_process_compiles_nothing(tmp_path: Path, model_folder: str) -> None:
     """The compilation cache is on without any setting. JAX logs what it finds there."""
     environment = {name: value for name, value in os.environ.items() if "COMPILATION_CACHE" not in name}
-    environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "JAX_DEBUG_LOG_MODULES": "jax._src.compiler"}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "JAX_LOGGING_LEVEL": "DEBUG"}
     environment["JAX_PLATFORMS"] = "cpu"
     line = [sys.executable, "-m", "snax.cli", "encode", str(DATA / "speech_3s.wav"), "-m", model_folder, "--force"]
     logs = [
