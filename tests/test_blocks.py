@@ -39,7 +39,15 @@ def assert_close(found: jax.Array, expected: jax.Array) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * float(jnp.sqrt(jnp.mean(expected**2))))
 
 
-@pytest.mark.parametrize("name", small.CONFIGS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "depthwise",
+        "attention",
+        pytest.param("plain convolutions, odd rates", marks=pytest.mark.slow),
+        pytest.param("decoder with other rates", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.usefixtures("small_blocks")
 def test_blocks_change_nothing(name: str) -> None:
     model = small.drawn(name)

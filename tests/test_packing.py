@@ -23,11 +23,11 @@ AUDIO_BOUND = 1e-5
 
 NAMES = [
     "depthwise, noise",
-    "dense",
     "attention of two heads, window longer than the strides",
     "odd rates, dense",
-    "decoder with other rates",
-    "strides that share no factor",
+    pytest.param("dense", marks=pytest.mark.slow),
+    pytest.param("decoder with other rates", marks=pytest.mark.slow),
+    pytest.param("strides that share no factor", marks=pytest.mark.slow),
 ]
 
 
