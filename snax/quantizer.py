@@ -51,9 +51,8 @@ class VectorQuantize(nnx.Module):
         vectors = _normalize(projected.astype(jnp.float32))
         rows = _normalize(self.codebook[...].astype(jnp.float32))
         # Written out as the reference writes it, so that rounding falls the same way between two close rows.
-        distances = (
-            jnp.square(vectors).sum(-1, keepdims=True) - 2 * vectors @ rows.T + jnp.square(rows).sum(-1)[None, None]
-        )
+        similarities = jnp.matmul(2 * vectors, rows.T, precision=lax.Precision.HIGHEST)
+        distances = jnp.square(vectors).sum(-1, keepdims=True) - similarities + jnp.square(rows).sum(-1)[None, None]
         return jnp.argmin(distances, axis=-1)
 
     def dequantize(self, codes: Integer[Array, "batch level_frames"]) -> Float[Array, "batch frames channels"]:

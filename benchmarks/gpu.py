@@ -1,0 +1,435 @@
+"""snax and the PyTorch reference on one NVIDIA GPU: `python -m benchmarks.gpu parity|speed`.
+
+`parity` runs the parity tests on the GPU, counts the tokens that differ from those of the reference in float64, and
+does so for each way to run the same clips and for each matmul precision. `speed` times snax, torch and torch.compile.
+Both print tables and write benchmarks/gpu.json. Weights are drawn, and scaled so that the model behaves like a trained
+one. Needs jax[cuda12], a torch with CUDA, snac, pytest and pytest-xdist.
+"""
+
+import argparse
+import contextlib
+import datetime
+import functools
+import json
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import snac
+import torch
+
+import snax
+from benchmarks.speed import Decode, Encode
+from snax import blocks
+from snax.config import PUBLISHED_CONFIGS
+from snax.torch_weights import from_torch
+from tests.audio import clip
+from tests.reference import numpy_state_dict, trained_like
+
+RESULTS = Path(__file__).parent / "gpu.json"
+NAMES = ("snac_24khz", "snac_32khz")
+CASES = {"1 s": (1, 1), "10 s": (1, 10), "60 s": (1, 60), "8 x 10 s": (8, 10), "64 x 10 s": (64, 10)}
+# By name, with what JAX calls them. All but the first round the factors of float32 products to fewer digits.
+PRECISIONS = {
+    "highest": "highest",
+    "X6": "BF16_BF16_F32_X6",
+    "X3": "BF16_BF16_F32_X3",
+    "TF32x3": "TF32_TF32_F32_X3",
+    "TF32": "TF32_TF32_F32",
+}
+CLIPS, SECONDS, BATCH = 128, 10, 16  # whose tokens are counted: 105,000 at 24 kHz
+
+Codes = list[np.ndarray]  # for each level (clips, frames)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("block", choices=["parity", "speed"])
+    block = parser.parse_args().block
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # torch needs memory too
+    with tempfile.TemporaryDirectory() as folder:
+        {"parity": parity, "speed": speed}[block](Path(folder))
+
+
+def save(block: str, result: Any) -> None:
+    everything = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    everything[block] = {"machine": machine()} | result
+    RESULTS.write_text(json.dumps(everything, indent=1) + "\n")
+
+
+@functools.cache
+def machine() -> dict[str, str]:
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    card, driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip().split(", ")
+    versions = {"jax": jax.__version__, "torch": torch.__version__, "cuda": str(torch.version.cuda)}
+    return {"date": datetime.date.today().isoformat(), "card": card, "driver": driver, **versions}
+
+
+# Models and audio.
+
+
+def draw_weights(folder: Path, name: str) -> None:
+    config = PUBLISHED_CONFIGS[name]
+    speech = clip("speech_7s.wav", config.sampling_rate, 4)
+    torch.save(trained_like(config.to_dict(), speech).state_dict(), folder / f"{name}.pt")
+
+
+def torch_model(folder: Path, name: str) -> snac.SNAC:
+    model = snac.SNAC(**PUBLISHED_CONFIGS[name].to_dict()).eval()
+    model.load_state_dict(torch.load(folder / f"{name}.pt"))
+    return model
+
+
+def snax_model(folder: Path, name: str, precision: str = "highest") -> snax.SNAC:
+    state_dict = numpy_state_dict(torch_model(folder, name))
+    return jax.device_put(from_torch(state_dict, PUBLISHED_CONFIGS[name], precision=precision))
+
+
+def varied_clips(name: str) -> np.ndarray:
+    """Speech and music from random places at random loudness, (clips, 1, samples), of whole pad multiples."""
+    config, rng = PUBLISHED_CONFIGS[name], np.random.default_rng(0)
+    files = ("speech_7s.wav", "speech_3s.wav", "guit_em9.flac", "loop_tabla.flac", "ambi_piano.flac")
+    audio = np.concatenate([clip(file, config.sampling_rate, 60)[0, 0] for file in files])
+    samples = SECONDS * config.sampling_rate // config.pad_multiple * config.pad_multiple
+    places, gains = rng.integers(len(audio), size=CLIPS), np.exp(rng.uniform(np.log(0.1), 0, CLIPS))
+    rolled = [gain * np.resize(np.roll(audio, -place), samples) for place, gain in zip(places, gains, strict=True)]
+    return np.stack(rolled)[:, None].astype(np.float32)
+
+
+def speech(name: str, case: str) -> np.ndarray:
+    config = PUBLISHED_CONFIGS[name]
+    batch, seconds = CASES[case]
+    samples = seconds * config.sampling_rate // config.pad_multiple * config.pad_multiple
+    return np.tile(np.resize(clip("speech_7s.wav", config.sampling_rate, 7), (1, 1, samples)), (batch, 1, 1))
+
+
+def join(batches: Sequence[Sequence[Any]]) -> Codes:
+    return [np.concatenate([np.asarray(codes) for codes in level]) for level in zip(*batches, strict=True)]
+
+
+# Parity.
+
+
+def parity(folder: Path) -> None:
+    result: dict[str, Any] = {"audio": f"{CLIPS} clips of {SECONDS} s", "models": {}}
+    for name in NAMES:
+        draw_weights(folder, name)
+    with ThreadPoolExecutor() as pool:
+        tests = pool.submit(run_tests)
+        for name in NAMES:
+            exact = pool.submit(in_process, exact_in_torch, folder, name)
+            processes = [pool.submit(in_process, ways, folder, name) for _ in range(2)]
+            result["models"][name] = compare(name, *exact.result(), *(process.result() for process in processes))
+            print(json.dumps(result["models"][name], indent=1), flush=True)
+            save("parity", result)
+        result["tests"] = tests.result()
+    save("parity", result)
+    for name in NAMES:
+        result["models"][name]["precisions"] = in_process(precisions, folder, name)
+        print(json.dumps(result["models"][name]["precisions"], indent=1), flush=True)
+        save("parity", result)
+
+
+def run_tests() -> str:
+    """The parity tests on the GPU, on as many processes as compile well at once. The last line of what pytest says."""
+    tests = ["tests/test_published.py", "tests/test_parity.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-n",
+        "6",
+        "--dist",
+        "worksteal",
+        "-q",
+        "-W",
+        "default",
+        "-m",
+        "not slow and not pretrained",
+    ]
+    found = subprocess.run([*command, *tests], capture_output=True, text=True)
+    print(found.stdout[-3000:], flush=True)
+    return found.stdout.strip().splitlines()[-1]
+
+
+def in_process(function: Callable[..., Any], *args: Any) -> Any:
+    """The function's result, from a process of its own: what it holds on the GPU is free again after it."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, args)
+
+
+def exact_in_torch(folder: Path, name: str) -> tuple[Codes, dict[str, Any]]:
+    """The reference's tokens in float64; and how its float32 differs from them, with TF32 off and on."""
+    model, clips = torch_model(folder, name).cuda(), torch.from_numpy(varied_clips(name)).cuda()
+
+    def encode() -> tuple[Codes, torch.Tensor]:
+        dtype, latents, codes = next(model.parameters()).dtype, [], []
+        for batch in clips.split(BATCH):
+            latents.append(model.encoder(batch.to(dtype)))
+            codes.append([level.cpu() for level in model.quantizer(latents[-1])[1]])
+        return join(codes), torch.cat(latents)
+
+    found = {}
+    with torch.inference_mode():
+        for tf32 in (False, True):
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+            found["torch, TF32" if tf32 else "torch"] = encode()
+        model.double()
+        exact, latents = encode()
+    np.save(folder / f"{name}_latents.npy", latents.cpu().numpy())
+    return exact, {
+        system: {"differ": differing(codes, exact), "latents": relative(theirs, latents)}
+        for system, (codes, theirs) in found.items()
+    }
+
+
+def relative(latents: torch.Tensor, exact: torch.Tensor) -> float:
+    """The largest difference over the RMS."""
+    return ((latents - exact).abs().max() / exact.square().mean().sqrt()).item()
+
+
+def ways(folder: Path, name: str) -> dict[str, Codes]:
+    """The tokens of the same clips alone, in batches and in packed rows."""
+    model, clips = snax_model(folder, name), varied_clips(name)
+    found = {
+        "alone": join([model.encode(audio[None]) for audio in clips]),
+        f"in batches of {BATCH}": join([model.encode(batch) for batch in np.split(clips, CLIPS // BATCH)]),
+    }
+    for rows in (1, 8):
+        encoded = snax.encode_many(model, clips[:, 0], rows=rows)
+        found[f"in rows, {rows} at a time"] = join([[level[None] for level in each.codes] for each in encoded])
+    return found
+
+
+def compare(
+    name: str, exact: Codes, reference: dict[str, Any], first: dict[str, Codes], second: dict[str, Codes]
+) -> dict[str, Any]:
+    tokens = sum(level.size for level in exact)
+    result = {"tokens": tokens, "differ from float64": {}, "differ from the other process": {}}
+    for system, found in reference.items():
+        result["differ from float64"][system] = found["differ"]
+    for way, codes in first.items():
+        result["differ from float64"][f"snax, {way}"] = differing(codes, exact)
+        result["differ from the other process"][way] = differing(codes, second[way])
+    result["differ between ways"] = max(differing(codes, first["alone"]) for codes in first.values())
+    result["latents off float64"] = {system: found["latents"] for system, found in reference.items()}
+    return result
+
+
+def differing(ours: Codes, theirs: Codes) -> list[int]:
+    """How many tokens are not the same, for each level."""
+    return [int((a != b).sum()) for a, b in zip(ours, theirs, strict=True)]
+
+
+def precisions(folder: Path, name: str) -> dict[str, Any]:
+    """For each precision: tokens that differ from "highest", the latents' error, and the speed of 8 x 10 s."""
+    blocks.BLOCK = 1 << 40
+    clips, latents = varied_clips(name), np.load(folder / f"{name}_latents.npy")
+    audio, found, highest = jax.device_put(speech(name, "8 x 10 s")), {}, None
+    for label, precision in PRECISIONS.items():
+        model = snax_model(folder, name, precision)
+        batches = np.split(clips, CLIPS // BATCH)
+        codes = join([model.encode(batch) for batch in batches])
+        highest = codes if highest is None else highest
+        ours = np.concatenate([np.asarray(model.audio_to_latents(batch)) for batch in batches]).swapaxes(1, 2)
+        decodable = jax.device_put(model.encode(audio))
+        key = jax.random.key(0)
+        found[label] = {
+            "differ": differing(codes, highest),
+            "latents": relative(torch.from_numpy(ours), torch.from_numpy(latents)),
+            "encode": 80 / turn(lambda model=model: jax.block_until_ready(model.encode(audio))),
+            "decode": 80 / turn(lambda model=model, c=decodable: jax.block_until_ready(model.decode(c, key=key))),
+        }
+    return found
+
+
+# Speed.
+
+
+def speed(folder: Path) -> None:
+    for name in NAMES:
+        draw_weights(folder, name)
+    result: dict[str, Any] = {"rows": []}
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(32) as pool:
+        # Each compiles one shape, all at once before anything is timed.
+        compiled = {
+            (name, case): stack.enter_context(worker(serve_torch, folder, True)) for name in NAMES for case in CASES
+        }
+        jobs = {each: pool.submit(ask, pipe, "prepare", *each) for each, pipe in compiled.items()}
+        for each, job in jobs.items():
+            try:
+                result.setdefault("torch.compile, all at once", []).append([*each, job.result(timeout=150)])
+            except Exception as error:
+                print(f"torch.compile, {each}: {type(error).__name__}", flush=True)
+        print("torch.compile is ready", time.perf_counter(), flush=True)
+        eager = stack.enter_context(worker(serve_torch, folder, False))
+        result["float32 TFLOP/s of a matrix product"] = ask(eager, "ceiling")
+        for name in NAMES:
+            ours = stack.enter_context(worker(serve_snax, folder))
+            for case in CASES:
+                row = {"model": name, "case": case, "flop": ask(eager, "flop", name, case)}
+                row["snax"] = timed(ours, name, case)
+                row["torch"] = timed(eager, name, case)
+                row["torch, TF32"] = timed(eager, name, case, "tf32")
+                row["torch.compile"] = timed(compiled[name, case], name, case)
+                result["rows"].append(row)
+                print(json.dumps(row), flush=True)
+                save("speed", result)
+
+
+def timed(pipe: Connection, name: str, case: str, *flags: str) -> Any:
+    batch, seconds = CASES[case]
+    try:
+        found = ask(pipe, "time", name, case, *flags)
+    except (EOFError, BrokenPipeError):
+        return None
+    return found | {what: batch * seconds / found[what] for what in ("encode", "decode")}
+
+
+@contextlib.contextmanager
+def worker(function: Callable[..., None], *args: Any) -> Iterator[Connection]:
+    """A process that answers what `ask` asks; it ends with the context."""
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=function, args=(theirs, *args), daemon=True)
+    process.start()
+    theirs.close()
+    yield ours
+    ours.close()
+    process.terminate()
+
+
+def ask(pipe: Connection, *request: str) -> Any:
+    pipe.send(request)
+    return pipe.recv()
+
+
+def serve_snax(pipe: Connection, folder: Path) -> None:
+    blocks.BLOCK = 1 << 40
+    key = jax.random.key(0)
+    cache: dict[str, snax.SNAC] = {}
+    with contextlib.suppress(EOFError):
+        while True:
+            _, name, case, *flags = pipe.recv()
+            if name not in cache:
+                cache[name] = snax_model(folder, name)
+            model = cache[name]
+            audio = jax.device_put(speech(name, case))
+            before = time.perf_counter()
+            codes = jax.block_until_ready(model.encode(audio))
+            between = time.perf_counter()
+            jax.block_until_ready(model.decode(codes, key=key))
+            first = [between - before, time.perf_counter() - between]
+            found = {
+                "encode": turn(lambda audio=audio: jax.block_until_ready(model.encode(audio))),
+                "decode": turn(lambda codes=codes: jax.block_until_ready(model.decode(codes, key=key))),
+                "first calls": first,
+            }
+            for block in (16384, 1 << 17):
+                if case in ("10 s", "60 s", "64 x 10 s") and name == "snac_24khz":
+                    saved, blocks.BLOCK = blocks.BLOCK, block
+                    jax.clear_caches()
+                    found[f"blocks of {block}"] = [
+                        turn(lambda audio=audio: jax.block_until_ready(model.encode(audio))),
+                        turn(lambda codes=codes: jax.block_until_ready(model.decode(codes, key=key))),
+                    ]
+                    blocks.BLOCK = saved
+                    jax.clear_caches()
+            found["peak GiB"] = jax.devices()[0].memory_stats()["peak_bytes_in_use"] / 2**30
+            pipe.send(found)
+
+
+def serve_torch(pipe: Connection, folder: Path, compiled: bool) -> None:
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    cache: dict[Any, Any] = {}
+    with contextlib.suppress(EOFError), torch.inference_mode():
+        while True:
+            what, *rest = pipe.recv()
+            if what == "ceiling":
+                pipe.send(ceiling())
+                continue
+            name, case, *flags = rest
+            if name not in cache:
+                cache[name] = torch_model(folder, name).cuda()
+            model = cache[name]
+            audio = torch.from_numpy(speech(name, case)).cuda()
+            if what == "flop":
+                pipe.send(flop(model, audio))
+                continue
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = "tf32" in flags
+            encode, decode = Encode(model), Decode(model)
+            if compiled:
+                if (name, case) not in cache:
+                    cache[name, case] = [torch.compile(each, dynamic=False) for each in (encode, decode)]
+                encode, decode = cache[name, case]
+            torch.cuda.reset_peak_memory_stats()
+            before = time.perf_counter()
+            codes = synchronized(encode(audio))
+            between = time.perf_counter()
+            synchronized(decode(*codes))
+            found = {"first calls": [between - before, time.perf_counter() - between]}
+            if what == "time":
+                found["encode"] = turn(lambda encode=encode, audio=audio: synchronized(encode(audio)))
+                found["decode"] = turn(lambda decode=decode, codes=codes: synchronized(decode(*codes)))
+            found["peak GiB"] = torch.cuda.max_memory_allocated() / 2**30
+            del audio, codes
+            torch.cuda.empty_cache()
+            pipe.send(found)
+
+
+def ceiling() -> float:
+    """TFLOP/s of a large float32 product."""
+    size = 8192
+    a, b = (torch.randn(size, size, device="cuda") for _ in range(2))
+    return 2 * size**3 / turn(lambda: synchronized(a @ b)) / 1e12
+
+
+def flop(model: snac.SNAC, audio: torch.Tensor) -> dict[str, float]:
+    """Floating-point operations of the reference's convolutions and linear layers."""
+    counted = 0
+
+    def count(module: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        nonlocal counted
+        if isinstance(module, torch.nn.ConvTranspose1d):
+            counted += 2 * inputs[0].numel() * module.out_channels // module.groups * module.kernel_size[0]
+        elif isinstance(module, torch.nn.Conv1d):
+            counted += 2 * output.numel() * module.in_channels // module.groups * module.kernel_size[0]
+        elif isinstance(module, torch.nn.Linear):
+            counted += 2 * output.numel() * module.in_features
+
+    hooks = [module.register_forward_hook(count) for module in model.modules()]
+    codes = Encode(model)(audio)
+    encode, counted = counted, 0
+    Decode(model)(*codes)
+    for hook in hooks:
+        hook.remove()
+    return {"encode": encode, "decode": counted}
+
+
+def synchronized(result: Any) -> Any:
+    torch.cuda.synchronize()
+    return result
+
+
+def turn(run: Callable[[], Any]) -> float:
+    """The median of at least five runs and half a second's, after two to warm up."""
+    times: list[float] = []
+    while sum(times) < 0.5 or len(times) < 7:
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[2:])
+
+
+if __name__ == "__main__":
+    main()
