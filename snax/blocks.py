@@ -8,6 +8,7 @@ dozen times: on two cores 10 s are encoded 1.3 times as fast, and a TPU v5e move
 import math
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
@@ -17,6 +18,8 @@ from .layers import Valid
 # Samples of audio in a block. With 64 channels that is 4 MiB: measured on two cores with 1 MiB of L2 each and 32 MiB of
 # L3 together, where half of it is 5 % slower for the context computed twice and twice of it no faster.
 BLOCK = 16384
+# A GPU wants all the work at once; blocks, of the whole batch's samples, only bound its memory.
+GPU_BLOCK = 1 << 22
 
 
 def reach(rates: Sequence[int]) -> int:
@@ -48,7 +51,11 @@ def in_blocks(
         rates: of the stages in `apply`, from the audio on; their product is the samples of a frame.
         frames: how many there are.
     """
-    count = round(frames * math.prod(rates) / BLOCK)
+    samples = frames * math.prod(rates)
+    # Whether this is compiled for a GPU is not known before it is lowered; where snax computes elsewhere than on the
+    # default device, only its speed suffers.
+    on_gpu = jax.default_backend() == "gpu"
+    count = round(max(inputs[0].shape[0] * samples / GPU_BLOCK, 1)) if on_gpu else round(samples / BLOCK)
     if count < 2 or 1 in rates:  # a strided convolution of rate 1 adds a frame
         return apply(inputs, valid)
     if valid is None:

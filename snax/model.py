@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.extend.core import get_opaque_trace_state
 from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float, Int32, Integer, Key, PRNGKeyArray
 
@@ -107,6 +108,13 @@ class Decoder(nnx.Module):
         return in_blocks(full_rate, [x, *(noise or ())[1:]], rates, x.shape[1], valid)
 
 
+# For each float32 product XLA would compile dozens of Triton kernels to choose from, half a minute for a codec.
+GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
+
+# What JAX says outside of `jit`, `vmap`, `grad` and the like.
+_NOT_TRACING = get_opaque_trace_state(convention="nnx")
+
+
 def compiled(method: Callable[..., Any]) -> Callable[..., Any]:
     """`jax.jit`, with every product inside at the model's `precision` instead of the device's default.
 
@@ -122,7 +130,16 @@ def compiled(method: Callable[..., Any]) -> Callable[..., Any]:
         with jax.default_matmul_precision(self.precision):
             return in_mesh(self, batched, *args)
 
-    return jax.jit(traced)
+    plain, on_gpu = jax.jit(traced), jax.jit(traced, compiler_options=GPU_OPTIONS)
+
+    @functools.wraps(method)
+    def call(self: "SNAC", batched: Any, *args: Any) -> Any:
+        # JAX refuses compiler options inside of another transformation.
+        outermost = get_opaque_trace_state(convention="nnx") == _NOT_TRACING
+        run = on_gpu if outermost and jax.default_backend() == "gpu" else plain
+        return run(self, batched, *args)
+
+    return call
 
 
 class SNAC(nnx.Module):
