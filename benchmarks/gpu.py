@@ -31,7 +31,6 @@ import torch
 
 import snax
 from benchmarks.speed import Decode, Encode
-from snax import blocks
 from snax.config import PUBLISHED_CONFIGS
 from snax.torch_weights import from_torch
 from tests.audio import clip
@@ -233,23 +232,21 @@ def differing(ours: Codes, theirs: Codes) -> list[int]:
 
 
 def precisions(folder: Path, name: str) -> dict[str, Any]:
-    """For each precision: tokens that differ from "highest", the latents' error, and the speed of 8 x 10 s."""
-    blocks.BLOCK = 1 << 40
-    clips, latents = varied_clips(name), np.load(folder / f"{name}_latents.npy")
-    audio, found, highest = jax.device_put(speech(name, "8 x 10 s")), {}, None
+    """For each precision: tokens that differ from "highest", the latents' error, and the speed of encoding a batch."""
+    clips, latents = varied_clips(name), torch.from_numpy(np.load(folder / f"{name}_latents.npy"))
+    batches = [jax.device_put(batch) for batch in np.split(clips, CLIPS // BATCH)]
+    found: dict[str, Any] = {}
+    highest: Codes = []
     for label, precision in PRECISIONS.items():
         model = snax_model(folder, name, precision)
-        batches = np.split(clips, CLIPS // BATCH)
-        codes = join([model.encode(batch) for batch in batches])
-        highest = codes if highest is None else highest
-        ours = np.concatenate([np.asarray(model.audio_to_latents(batch)) for batch in batches]).swapaxes(1, 2)
-        decodable = jax.device_put(model.encode(audio))
-        key = jax.random.key(0)
+        ours = [model.audio_to_latents(batch) for batch in batches]
+        codes = join([model.quantize(each)[1] for each in ours])
+        highest = highest or codes
+        encode = functools.partial(model.audio_to_latents, batches[0])
         found[label] = {
             "differ": differing(codes, highest),
-            "latents": relative(torch.from_numpy(ours), torch.from_numpy(latents)),
-            "encode": 80 / turn(lambda model=model: jax.block_until_ready(model.encode(audio))),
-            "decode": 80 / turn(lambda model=model, c=decodable: jax.block_until_ready(model.decode(c, key=key))),
+            "latents": relative(torch.from_numpy(np.concatenate(ours).swapaxes(1, 2)), latents),
+            "x real time": BATCH * SECONDS / turn(lambda encode=encode: jax.block_until_ready(encode())),
         }
     return found
 
@@ -260,40 +257,50 @@ def precisions(folder: Path, name: str) -> dict[str, Any]:
 def speed(folder: Path) -> None:
     for name in NAMES:
         draw_weights(folder, name)
-    result: dict[str, Any] = {"rows": []}
-    with contextlib.ExitStack() as stack, ThreadPoolExecutor(32) as pool:
-        # Each compiles one shape, all at once before anything is timed.
-        compiled = {
-            (name, case): stack.enter_context(worker(serve_torch, folder, True)) for name in NAMES for case in CASES
-        }
-        jobs = {each: pool.submit(ask, pipe, "prepare", *each) for each, pipe in compiled.items()}
-        for each, job in jobs.items():
-            try:
-                result.setdefault("torch.compile, all at once", []).append([*each, job.result(timeout=150)])
-            except Exception as error:
-                print(f"torch.compile, {each}: {type(error).__name__}", flush=True)
-        print("torch.compile is ready", time.perf_counter(), flush=True)
-        eager = stack.enter_context(worker(serve_torch, folder, False))
-        result["float32 TFLOP/s of a matrix product"] = ask(eager, "ceiling")
-        for name in NAMES:
-            ours = stack.enter_context(worker(serve_snax, folder))
-            for case in CASES:
-                row = {"model": name, "case": case, "flop": ask(eager, "flop", name, case)}
-                row["snax"] = timed(ours, name, case)
-                row["torch"] = timed(eager, name, case)
-                row["torch, TF32"] = timed(eager, name, case, "tf32")
-                row["torch.compile"] = timed(compiled[name, case], name, case)
-                result["rows"].append(row)
-                print(json.dumps(row), flush=True)
-                save("speed", result)
+    with contextlib.ExitStack() as stack:
+        compiled, seconds = compile_in_torch(stack, folder)
+        time_all(stack, folder, compiled, seconds)
 
 
-def timed(pipe: Connection, name: str, case: str, *flags: str) -> Any:
+def compile_in_torch(stack: contextlib.ExitStack, folder: Path) -> tuple[dict[Any, Connection], dict[Any, Any]]:
+    """A process for each model and case, whose programs torch has compiled, all at once; and what that took."""
+    each = [(name, case) for name in NAMES for case in CASES]
+    compiled = {one: stack.enter_context(worker(serve_torch, folder, True)) for one in each}
+    with ThreadPoolExecutor(len(each)) as pool:
+        first = dict(zip(each, pool.map(lambda one: ask(compiled[one], "prepare", *one), each), strict=True))
+    return compiled, {one: found["first calls"] for one, found in first.items()}
+
+
+def time_all(
+    stack: contextlib.ExitStack, folder: Path, compiled: dict[Any, Connection], seconds: dict[Any, Any]
+) -> None:
+    eager = stack.enter_context(worker(serve_torch, folder, False))
+    result: dict[str, Any] = {"float32 TFLOP/s of a matrix product": ask(eager, "ceiling"), "rows": []}
+    for name in NAMES:
+        ours = stack.enter_context(worker(serve_snax, folder))
+        for case in CASES:
+            row = {"model": name, "case": case, "flop": ask(eager, "flop", name, case)}
+            row["snax"] = timed(ours, name, case)
+            row["torch"] = timed(eager, name, case)
+            row["torch, TF32"] = timed(eager, name, case, "tf32")
+            row["torch.compile"] = timed(compiled[name, case], name, case) | {"first calls": seconds[name, case]}
+            result["rows"].append(row)
+            print(table_row(row), flush=True)
+            save("speed", result)
+
+
+def table_row(row: dict[str, Any]) -> str:
+    cells = [f"{row['model']}  {row['case']:>9}"]
+    for system in ("snax", "torch", "torch, TF32", "torch.compile"):
+        found = row[system]
+        cells.append(f"{system} {found['encode']:6.0f} {found['decode']:6.0f} ({sum(found['first calls']):.1f} s)")
+    return "   ".join(cells)
+
+
+def timed(pipe: Connection, name: str, case: str, *flags: str) -> dict[str, Any]:
+    """Multiples of real time."""
     batch, seconds = CASES[case]
-    try:
-        found = ask(pipe, "time", name, case, *flags)
-    except (EOFError, BrokenPipeError):
-        return None
+    found = ask(pipe, "time", name, case, *flags)
     return found | {what: batch * seconds / found[what] for what in ("encode", "decode")}
 
 
@@ -315,36 +322,22 @@ def ask(pipe: Connection, *request: str) -> Any:
 
 
 def serve_snax(pipe: Connection, folder: Path) -> None:
-    blocks.BLOCK = 1 << 40
     key = jax.random.key(0)
-    cache: dict[str, snax.SNAC] = {}
+    models: dict[str, snax.SNAC] = {}
     with contextlib.suppress(EOFError):
         while True:
-            _, name, case, *flags = pipe.recv()
-            if name not in cache:
-                cache[name] = snax_model(folder, name)
-            model = cache[name]
-            audio = jax.device_put(speech(name, case))
+            _, name, case = pipe.recv()
+            if name not in models:
+                models[name] = snax_model(folder, name)
+            encode = functools.partial(models[name].encode, jax.device_put(speech(name, case)))
             before = time.perf_counter()
-            codes = jax.block_until_ready(model.encode(audio))
+            codes = jax.block_until_ready(encode())
             between = time.perf_counter()
-            jax.block_until_ready(model.decode(codes, key=key))
-            first = [between - before, time.perf_counter() - between]
-            found = {
-                "encode": turn(lambda audio=audio: jax.block_until_ready(model.encode(audio))),
-                "decode": turn(lambda codes=codes: jax.block_until_ready(model.decode(codes, key=key))),
-                "first calls": first,
-            }
-            for block in (16384, 1 << 17):
-                if case in ("10 s", "60 s", "64 x 10 s") and name == "snac_24khz":
-                    saved, blocks.BLOCK = blocks.BLOCK, block
-                    jax.clear_caches()
-                    found[f"blocks of {block}"] = [
-                        turn(lambda audio=audio: jax.block_until_ready(model.encode(audio))),
-                        turn(lambda codes=codes: jax.block_until_ready(model.decode(codes, key=key))),
-                    ]
-                    blocks.BLOCK = saved
-                    jax.clear_caches()
+            decode = functools.partial(models[name].decode, codes, key=key)
+            jax.block_until_ready(decode())
+            found = {"first calls": [between - before, time.perf_counter() - between]}
+            for what, run in (("encode", encode), ("decode", decode)):
+                found[what] = turn(lambda run=run: jax.block_until_ready(run()))
             found["peak GiB"] = jax.devices()[0].memory_stats()["peak_bytes_in_use"] / 2**30
             pipe.send(found)
 
@@ -422,13 +415,14 @@ def synchronized(result: Any) -> Any:
 
 
 def turn(run: Callable[[], Any]) -> float:
-    """The median of at least five runs and half a second's, after two to warm up."""
+    """The median of at least four runs and 0.3 seconds', after one to warm up."""
+    run()
     times: list[float] = []
-    while sum(times) < 0.5 or len(times) < 7:
+    while sum(times) < 0.3 or len(times) < 4:
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)
-    return statistics.median(times[2:])
+    return statistics.median(times)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from .layers import Valid
 # L3 together, where half of it is 5 % slower for the context computed twice and twice of it no faster.
 BLOCK = 16384
 # A GPU wants all the work at once; blocks, of the whole batch's samples, only bound its memory.
-GPU_BLOCK = 1 << 22
+GPU_BLOCK = 1 << 23
 
 
 def reach(rates: Sequence[int]) -> int:

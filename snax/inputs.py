@@ -62,15 +62,14 @@ def check_codes(codes: Any, config: SNACConfig) -> None:
             f"codes must cover the same clips and time at every level: with strides {strides}, codes for {finest} "
             f"latent frames have (batch, frames) {[(shapes[0][0], finest // s) for s in strides]}, got {shapes}."
         )
-    ranges: dict[int, Any] = {i: (x.min(), x.max()) for i, x in enumerate(codes) if isinstance(x, np.ndarray)}
-    on_device = {i: x for i, x in enumerate(codes) if i not in ranges and not isinstance(x, jax.core.Tracer)}
-    if on_device:
-        ranges |= jax.device_get(_ranges(on_device))
-    for i, (low, high) in sorted(ranges.items()):
-        if low < 0 or high >= size:
-            raise ValueError(
-                f"codes[{i}] must be between 0 and `codebook_size` - 1 (={size - 1}), got values from {low} to {high}."
-            )
+    concrete = [level for level in codes if not isinstance(level, jax.core.Tracer)]
+    on_host = all(isinstance(level, np.ndarray) for level in concrete)
+    if concrete and not (_in_codebook if on_host else _in_codebook_compiled)(concrete, size):
+        i, level = next((i, x) for i, x in enumerate(codes) if not _in_codebook([x], size))
+        raise ValueError(
+            f"codes[{i}] must be between 0 and `codebook_size` - 1 (={size - 1}), "
+            f"got values from {level.min()} to {level.max()}."
+        )
 
 
 def check_clip(clip: Any, i: int) -> np.ndarray:
@@ -134,16 +133,20 @@ def _check_floats(name: str, array: Any, mend: str) -> None:
 def _check_finite(name: str, array: Any) -> None:
     if isinstance(array, jax.core.Tracer):
         return
-    if isinstance(array, np.ndarray):
-        with np.errstate(over="ignore"):  # a float64 too large for a float32 is reported as the infinity it becomes
-            finite: Any = np.isfinite(array.astype(np.float32)).all()
-    else:
-        finite = _all_finite(array)
-    if not finite:
-        places = np.count_nonzero(~np.isfinite(np.asarray(array, np.float32)))
-        raise ValueError(f"{name} must be finite, got NaN or infinity in {places} of {array.size} places.")
+    on_host = isinstance(array, np.ndarray)
+    with np.errstate(over="ignore"):  # a float64 too large for a float32 is reported as the infinity it becomes
+        if np.isfinite(array.astype(np.float32)).all() if on_host else _all_finite(array):
+            return
+        finite = np.isfinite(np.asarray(array, np.float32))
+    raise ValueError(f"{name} must be finite, got NaN or infinity in {(~finite).sum()} of {array.size} places.")
 
 
-# Compiled, so that a GPU runs one program and the host waits once: each operation by itself costs it 0.1 ms.
+def _in_codebook(codes: list[Any], size: int) -> Any:
+    """Whether all codes are between 0 and `size` - 1."""
+    stack = np.stack if isinstance(codes[0], np.ndarray) else jnp.stack
+    return stack([((level >= 0) & (level < size)).all() for level in codes]).all()
+
+
+# As one program, for whose result the host waits once: on a GPU each operation and each wait takes 0.1 ms.
+_in_codebook_compiled = jax.jit(_in_codebook, static_argnums=1)
 _all_finite = jax.jit(lambda array: jnp.isfinite(array).all())
-_ranges = jax.jit(lambda levels: {i: (level.min(), level.max()) for i, level in levels.items()})

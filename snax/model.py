@@ -303,13 +303,15 @@ class SNAC(nnx.Module):
     def _padded(self, audio: Array | np.ndarray) -> Array | np.ndarray:
         """Checked and padded before `jit`, so that all lengths up to a pad multiple share one compilation."""
         check_audio(audio)
-        padding = ((0, 0), (0, 0), (0, -audio.shape[-1] % self.config.pad_multiple))
-        pad = np.pad if isinstance(audio, np.ndarray) else jnp.pad
-        return pad(audio, padding).astype(self.dtype)
+        padding = -audio.shape[-1] % self.config.pad_multiple
+        if padding:
+            pad = np.pad if isinstance(audio, np.ndarray) else jnp.pad
+            audio = pad(audio, ((0, 0), (0, 0), (0, padding)))
+        return audio if audio.dtype == self.dtype else audio.astype(self.dtype)
 
     def _checked(self, codes: Sequence[Array | np.ndarray]) -> tuple[Array | np.ndarray, ...]:
         check_codes(codes, self.config)
-        return tuple(level.astype(np.int32) for level in codes)
+        return tuple(level if level.dtype == np.int32 else level.astype(np.int32) for level in codes)
 
 
 def draw_noise(
