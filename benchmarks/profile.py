@@ -33,7 +33,7 @@ def main() -> None:
     samples = SECONDS * config.sampling_rate // config.pad_multiple * config.pad_multiple
     audio = jnp.asarray(0.1 * np.random.default_rng(0).standard_normal((1, 1, samples)), jnp.float32)
     codes, key = model.encode(audio), jax.random.key(0)
-    encode, decode = snax.SNAC._encode.lower(model, audio), snax.SNAC._decode.lower(model, codes, key)
+    encode, decode = jax.jit(snax.SNAC._encode).lower(model, audio), jax.jit(snax.SNAC._decode).lower(model, codes, key)
     report(
         "encode",
         lambda: model.encode(audio),

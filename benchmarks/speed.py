@@ -3,7 +3,7 @@
 Every system lives in a process of its own, as it would in use: in one process they spend each other's memory and
 threads. For each architecture and case they take turns, so that a slow minute of the machine slows all of them. Their
 tokens are compared first. Prints a table of multiples of real time, writes benchmarks/speed.json and docs/speed.png.
-All draw the decoder's noise, as the reference does. On an NVIDIA GPU with jax[cuda12] all but ONNX Runtime use it.
+All draw the decoder's noise, as the reference does.
 """
 
 import argparse
@@ -41,6 +41,7 @@ CASES = {
     "snac_24khz": {"1 s": (1, 1), "10 s": (1, 10), "8 x 10 s": (8, 10), "60 s": (1, 60)},
     "snac_32khz": {"1 s": (1, 1), "10 s": (1, 10)},
 }
+SYSTEMS = ("snax", "torch", "torch.compile", "ONNX Runtime")
 HERE = Path(__file__).parent
 THREADS = len(os.sched_getaffinity(0))
 
@@ -72,7 +73,7 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     rows = []
     with contextlib.ExitStack() as stack:
-        contestants = {system: stack.enter_context(contestant(system)) for system in systems()}
+        contestants = {system: stack.enter_context(contestant(system)) for system in SYSTEMS}
         for name, case in ((name, case) for name, cases in CASES.items() for case in cases):
             tokens = {system: ask(worker, "prepare", name, case) for system, worker in contestants.items()}
             compare(tokens)
@@ -87,10 +88,6 @@ def main() -> None:
     results = {"machine": machine(), "rows": rows}
     (HERE / "speed.json").write_text(json.dumps(results, indent=1) + "\n")
     draw(results, HERE.parent / "docs" / "speed.png")
-
-
-def systems() -> list[str]:
-    return ["snax", "torch", "torch.compile"] + ["ONNX Runtime"] * (torch_device() == "cpu")
 
 
 @contextlib.contextmanager
@@ -112,14 +109,12 @@ def ask(worker: Connection, *request: str) -> Any:
 
 def serve(system: str, connection: Connection) -> None:
     torch.set_num_threads(THREADS)
-    torch.backends.cudnn.allow_tf32 = False  # its default on a GPU, which changes tokens
     with contextlib.suppress(EOFError), torch.inference_mode():
         while True:
             match connection.recv():
                 case ("prepare", name, case):
                     runs = prepare(system, name, case)
-                    found = [level.cpu() if isinstance(level, torch.Tensor) else level for level in runs["encode"]()]
-                    connection.send([np.asarray(level) for level in found])
+                    connection.send([np.asarray(level) for level in runs["encode"]()])
                 case (what,):
                     connection.send(turn(runs[what]))
 
@@ -131,11 +126,11 @@ def prepare(system: str, name: str, case: str) -> dict[str, Run]:
     audio, reference = weights(name)
     samples = seconds * config.sampling_rate // config.pad_multiple * config.pad_multiple
     audio = np.tile(audio, (batch, 1, 10))[..., :samples]
-    torch_audio = torch.from_numpy(audio).to(torch_device())
+    torch_audio = torch.from_numpy(audio)
     torch_codes = reference.encode(torch_audio)
-    codes = [level.cpu().numpy() for level in torch_codes]
+    codes = [level.numpy() for level in torch_codes]
     if system == "snax":
-        model, key = converted(reference.cpu(), config.to_dict()), jax.random.key(0)
+        model, key = converted(reference, config.to_dict()), jax.random.key(0)
         device_audio, device_codes = jax.device_put(audio), jax.device_put(codes)
         return {
             "encode": lambda: jax.block_until_ready(model.encode(device_audio)),
@@ -153,7 +148,7 @@ def prepare(system: str, name: str, case: str) -> dict[str, Run]:
     encode, decode = Encode(reference), Decode(reference)
     if system == "torch.compile":
         encode, decode = torch.compile(encode), torch.compile(decode)
-    return {"encode": lambda: finished(encode(torch_audio)), "decode": lambda: finished(decode(*torch_codes))}
+    return {"encode": lambda: encode(torch_audio), "decode": lambda: decode(*torch_codes)}
 
 
 @functools.cache
@@ -163,7 +158,7 @@ def weights(name: str) -> tuple[np.ndarray, snac.SNAC]:
     speech = clip("speech_7s.wav", config.sampling_rate, 7)
     with torch.inference_mode(False):
         reference = trained_like(config.to_dict(), speech[..., : 4 * config.sampling_rate])
-    return speech, reference.to(torch_device())
+    return speech, reference
 
 
 def compare(tokens: dict[str, list[np.ndarray]]) -> None:
@@ -172,17 +167,6 @@ def compare(tokens: dict[str, list[np.ndarray]]) -> None:
         # A near tie, which the order of float32 sums decides, may change a coarse code and the finer ones with it.
         if min(equal) < 0.998:
             raise SystemExit(f"{system} does not give the reference's tokens: {equal} are equal, by level")
-
-
-def torch_device() -> str:
-    """Where JAX computes, as torch calls it."""
-    return "cuda" if jax.default_backend() == "gpu" else "cpu"
-
-
-def finished(result: Any) -> Any:
-    if torch_device() == "cuda":
-        torch.cuda.synchronize()
-    return result
 
 
 def onnx_session(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> Any:
@@ -234,7 +218,7 @@ def machine() -> dict[str, Any]:
     versions = {"jax": jax.__version__, "torch": torch.__version__, "onnxruntime": onnxruntime.__version__}
     return {
         "date": datetime.date.today().isoformat(),
-        "device": f"{THREADS} cores of {processor()}" if torch_device() == "cpu" else jax.devices()[0].device_kind,
+        "device": f"{THREADS} cores of {processor()}",
         "threads": THREADS,
         **versions,
     }

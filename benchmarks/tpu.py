@@ -125,11 +125,11 @@ def analyse(topology: str, name: str, what: str, dtype: Any) -> dict[str, Any]:
     replicated = NamedSharding(mesh, PartitionSpec())
     model = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=replicated), model)
     if what == "encode":
-        lowered = snax.SNAC._encode.lower(model, rows((1, samples), dtype))
+        lowered = jax.jit(snax.SNAC._encode).lower(model, rows((1, samples), dtype))
     else:
         frames = samples // config.hop_length
         codes = tuple(rows((frames // stride,), jnp.int32) for stride in config.vq_strides)
-        lowered = snax.SNAC._decode.lower(model, codes, None)
+        lowered = jax.jit(snax.SNAC._decode).lower(model, codes, None)
     start = time.perf_counter()
     compiled = lowered.compile()
     compile_seconds = time.perf_counter() - start

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import snac
 import torch
+from jax import Array
+from jaxtyping import Float
 
 import snax
 from snax.torch_files import read_state_dict
@@ -21,8 +23,13 @@ LATENTS_BOUND = 1e-5
 AUDIO_BOUND = 5e-6
 
 
-# With the noise as an argument, where `SNAC.decode` draws its own.
-decode_with_noise = jax.jit(lambda model, latents, noise: model.decoder(latents, noise).swapaxes(1, 2))
+@jax.jit
+def decode_with_noise(
+    model: snax.SNAC, latents: Float[Array, "batch frames latent_dim"], noise: Sequence[Float[Array, "_ _"]] | None
+) -> Float[Array, "batch 1 samples"]:
+    """With the noise as an argument, where `SNAC.decode` draws its own."""
+    with jax.default_matmul_precision(model.precision):
+        return model.decoder(latents, noise).swapaxes(1, 2)
 
 
 class Differences(NamedTuple):

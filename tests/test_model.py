@@ -249,7 +249,12 @@ def test_products_are_as_precise_as_the_model_says(default: str | None, precisio
     products = [line for line in lowered.splitlines() if "stablehlo.dot_general" in line]
     assert len(products) > 50
     wanted = "precision = [HIGHEST, HIGHEST]" if precision == "highest" else "precision = [DEFAULT, DEFAULT]"
-    assert all(wanted in product for product in products)
+    others = [product for product in products if wanted not in product]
+    distances = f"x{model.config.codebook_size}xf32>"
+    # The search in the codebooks stays in float32.
+    searches = [product for product in others if "precision = [HIGHEST, HIGHEST]" in product and distances in product]
+    assert others == searches
+    assert len(searches) == (len(model.config.vq_strides) if precision == "default" else 0)
 
 
 def test_bfloat16() -> None:
