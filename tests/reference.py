@@ -4,6 +4,7 @@ Freshly initialised, SNAC is no test: its latents barely move and each level use
 """
 
 import copy
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -142,6 +143,7 @@ def assert_same_codes(reference: snac.SNAC, clip: np.ndarray, ours: list[np.ndar
         _assert_same_tokens(exact, latents, [level[None] for level in ours], theirs)
 
 
+@functools.lru_cache(maxsize=1)
 def in_float64(reference: snac.SNAC) -> snac.SNAC:
     """The reference without its own rounding."""
     return copy.deepcopy(reference).double()

@@ -33,7 +33,7 @@ KINDS = list(audio.kinds(8000, 8))
     scope="module",
     params=[
         "snac_24khz",
-        "snac_32khz",
+        pytest.param("snac_32khz", marks=pytest.mark.slow),
         pytest.param("snac_44khz", marks=pytest.mark.slow),
         pytest.param("mini_16khz", marks=pytest.mark.slow),
     ],
