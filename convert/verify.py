@@ -16,6 +16,7 @@ from jax import Array
 from jaxtyping import Float
 
 import snax
+from snax.layers import Context
 from snax.torch_files import read_state_dict
 
 # float32 rounding over the some 60 layers of the largest model: seen up to 8.6e-6 and 2e-6.
@@ -29,7 +30,7 @@ def decode_with_noise(
 ) -> Float[Array, "batch 1 samples"]:
     """With the noise as an argument, where `SNAC.decode` draws its own."""
     with jax.default_matmul_precision(model.precision):
-        return model.decoder(latents, noise).swapaxes(1, 2)
+        return model.decoder(latents, Context(noise=noise)).swapaxes(1, 2)
 
 
 class Differences(NamedTuple):

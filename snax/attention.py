@@ -8,7 +8,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from .config import HEAD_DIM
-from .layers import Rngs, constant, uniform
+from .layers import Context, Layer, Rngs, constant, uniform
 
 
 def rotary_frequencies() -> np.ndarray:
@@ -49,7 +49,7 @@ class Linear(nnx.Module):
         return x @ self.kernel[...]
 
 
-class LocalMHA(nnx.Module):
+class LocalMHA(Layer):
     """Multi-head self-attention in windows that do not overlap, normalised before and added to its input."""
 
     def __init__(self, channels: int, window_size: int, *, rngs: Rngs):
@@ -58,8 +58,14 @@ class LocalMHA(nnx.Module):
         self.to_qkv = Linear(channels, 3 * channels, rngs=rngs)
         self.to_out = Linear(channels, channels, rngs=rngs)
 
+    @property
+    def block_size(self) -> int:
+        return self.window_size
+
     @jax.named_scope("attention")
-    def __call__(self, x: Float[Array, "batch frames channels"]) -> Float[Array, "batch frames channels"]:
+    def __call__(
+        self, x: Float[Array, "batch frames channels"], context: Context = Context()
+    ) -> Float[Array, "batch frames channels"]:
         batch, frames, channels = x.shape
         # The reference splits into `frames // window_size` equal windows: 40 frames are one window of 40, not 32 + 8.
         windows = frames // self.window_size

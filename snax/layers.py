@@ -1,7 +1,13 @@
-"""The codec's building blocks, named and ordered as in the reference."""
+"""The layers of the codec, named and ordered as in the reference.
 
-from collections.abc import Callable
-from typing import Any
+Every layer maps (batch, time, channels) to the same, and knows its geometry in time: `receptive_field`, `block_size`
+and `output_ratio`. From these the runners derive how much context tiles, packed rows and streams need.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from fractions import Fraction
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,17 +51,106 @@ def constant(rngs: Rngs, shape: tuple[int, ...], value: float) -> nnx.Param[Arra
     return parameter(rngs, shape, lambda rngs: jnp.full(shape, value))
 
 
-class Snake(nnx.Module):
+class Context(NamedTuple):
+    """Inputs of a layer beside its signal."""
+
+    valid: Valid = None
+    # For each block of the decoder a value for each time step of its output, (batch or 1, time). None: no noise.
+    noise: Sequence[Float[Array, "_ time"]] | None = None
+
+
+class Layer(nnx.Module):
+    """A layer with its geometry in time, in steps of its input."""
+
+    @property
+    def receptive_field(self) -> int:
+        """Steps to each side that an output depends on, beside its own."""
+        return 0
+
+    @property
+    def block_size(self) -> int:
+        """Steps that are computed together, counted from the beginning of the clip."""
+        return 1
+
+    @property
+    def output_ratio(self) -> Fraction:
+        """Steps of the output for each step of the input."""
+        return Fraction(1)
+
+    def __call__(self, x: Float[Array, "batch time _"], context: Context = Context()) -> Float[Array, "batch _ _"]:
+        raise NotImplementedError
+
+
+class Sequential(Layer):
+    """Layers one after the other."""
+
+    @property
+    def layers(self) -> list[Layer]:
+        """In order, as in the reference."""
+        raise NotImplementedError
+
+    def __call__(self, x: Float[Array, "batch time _"], context: Context = Context()) -> Float[Array, "batch _ _"]:
+        return run(self.layers, x, context)
+
+
+def run(
+    layers: Iterable[Layer], x: Float[Array, "batch time _"], context: Context = Context()
+) -> Float[Array, "batch _ _"]:
+    """Apply the layers in order."""
+    for layer in layers:
+        x = layer(x, context)
+    return x
+
+
+def flatten(layers: Iterable[Layer]) -> Iterator[Layer]:
+    """The layers, with those of each `Sequential` in its place."""
+    for layer in layers:
+        if isinstance(layer, Sequential):
+            yield from flatten(layer.layers)
+        else:
+            yield layer
+
+
+def output_ratio(layers: Iterable[Layer]) -> Fraction:
+    """Steps of the output for each step of the input of the layers in a row."""
+    return math.prod((layer.output_ratio for layer in flatten(layers)), start=Fraction(1))
+
+
+def receptive_field(layers: Iterable[Layer]) -> int:
+    """Steps of the input that an output depends on to each side, whole blocks of each layer counted."""
+    steps = Fraction(0)
+    for layer in reversed(list(flatten(layers))):
+        steps = Fraction(round_up(steps / layer.output_ratio + layer.receptive_field, layer.block_size))
+    return int(steps)
+
+
+def round_up(value: Fraction | int, multiple: int) -> int:
+    """The next multiple."""
+    return math.ceil(value / multiple) * multiple
+
+
+class Snake(Layer):
     """Periodic activation with a learned frequency for each channel."""
 
     def __init__(self, channels: int, *, rngs: Rngs):
         self.alpha = constant(rngs, (1, 1, channels), 1.0)
 
-    def __call__(self, x: Float[Array, "batch time channels"]) -> Float[Array, "batch time channels"]:
+    def __call__(
+        self, x: Float[Array, "batch time channels"], context: Context = Context()
+    ) -> Float[Array, "batch time channels"]:
         return ops.snake(x, self.alpha[...])
 
 
-class Conv(nnx.Module):
+class Tanh(Layer):
+    """tanh."""
+
+    def __call__(
+        self, x: Float[Array, "batch time channels"], context: Context = Context()
+    ) -> Float[Array, "batch time channels"]:
+        return jnp.tanh(x)
+
+
+class Conv(Layer):
     """Convolution that keeps the length; with `groups` = channels, each channel by itself."""
 
     def __init__(
@@ -74,111 +169,147 @@ class Conv(nnx.Module):
         self.kernel = uniform(rngs, (kernel_size, in_channels // groups, out_channels), fan_in)
         self.bias = uniform(rngs, (out_channels,), fan_in) if use_bias else None
 
+    @property
+    def receptive_field(self) -> int:
+        return len(self.kernel) // 2 * self.dilation
+
     def __call__(
-        self, x: Float[Array, "batch time in_channels"], valid: Valid = None
+        self, x: Float[Array, "batch time in_channels"], context: Context = Context()
     ) -> Float[Array, "batch time out_channels"]:
-        if len(self.kernel) > 1:
-            x = _inside(x, valid)
+        if self.receptive_field:
+            x = _inside(x, context.valid)
         apply = ops.conv if self.groups == 1 else ops.depthwise_conv
         y = apply(x, self.kernel[...], self.dilation)
         return y if self.bias is None else y + self.bias[None, None]
 
 
-class StridedConv(nnx.Module):
-    """Convolution that leaves one frame of every `stride`."""
+class StridedConv(Layer):
+    """Convolution of 2 * stride taps that makes one frame of every `stride` steps.
+
+    At a stride of 1 it makes one frame more than there are steps, as the reference does.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, *, rngs: Rngs):
+        self.stride = stride
         fan_in = 2 * stride * in_channels
         self.kernel = uniform(rngs, (2 * stride, in_channels, out_channels), fan_in)
         self.bias = uniform(rngs, (out_channels,), fan_in)
 
+    @property
+    def receptive_field(self) -> int:
+        return math.ceil(self.stride / 2)
+
+    @property
+    def block_size(self) -> int:
+        return self.stride
+
+    @property
+    def output_ratio(self) -> Fraction:
+        return Fraction(1, self.stride)
+
     def __call__(
-        self, x: Float[Array, "batch time in_channels"], valid: Valid = None
+        self, x: Float[Array, "batch time in_channels"], context: Context = Context()
     ) -> Float[Array, "batch frames out_channels"]:
-        return ops.strided_conv(_inside(x, valid), self.kernel[...]) + self.bias[None, None]
+        return ops.strided_conv(_inside(x, context.valid), self.kernel[...]) + self.bias[None, None]
 
 
-class TransposedConv(nnx.Module):
-    """Transposed convolution that makes `stride` samples of every frame."""
+class TransposedConv(Layer):
+    """Transposed convolution of 2 * stride taps that makes `stride` steps of every frame."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, *, rngs: Rngs):
+        self.stride = stride
         fan_in = 2 * stride * out_channels  # as torch counts it: dimension 1 of (in, out, taps)
         self.kernel = uniform(rngs, (2, in_channels, stride, out_channels), fan_in)
         self.bias = uniform(rngs, (out_channels,), fan_in)
 
+    @property
+    def receptive_field(self) -> int:
+        return 1
+
+    @property
+    def output_ratio(self) -> Fraction:
+        return Fraction(self.stride)
+
     def __call__(
-        self, x: Float[Array, "batch frames in_channels"], valid: Valid = None
+        self, x: Float[Array, "batch frames in_channels"], context: Context = Context()
     ) -> Float[Array, "batch time out_channels"]:
-        return ops.transposed_conv(_inside(x, valid), self.kernel[...]) + self.bias[None, None]
+        return ops.transposed_conv(_inside(x, context.valid), self.kernel[...]) + self.bias[None, None]
 
 
-class ResidualUnit(nnx.Module):
-    """x + Conv1(Snake(Conv7(Snake(x)))), the first convolution dilated."""
+# Of all convolutions without a stride but the pointwise ones; and of the residual units of a block.
+KERNEL_SIZE = 7
+DILATIONS = (1, 3, 9)
+
+
+class ResidualUnit(Layer):
+    """x + pointwise(snake(dilated(snake(x))))."""
 
     def __init__(self, channels: int, *, dilation: int, groups: int, rngs: Rngs):
         self.snake1 = Snake(channels, rngs=rngs)
-        self.conv1 = Conv(channels, channels, 7, dilation=dilation, groups=groups, rngs=rngs)
+        self.conv1 = Conv(channels, channels, KERNEL_SIZE, dilation=dilation, groups=groups, rngs=rngs)
         self.snake2 = Snake(channels, rngs=rngs)
         self.conv2 = Conv(channels, channels, 1, rngs=rngs)
 
+    @property
+    def layers(self) -> list[Layer]:
+        return [self.snake1, self.conv1, self.snake2, self.conv2]
+
+    @property
+    def receptive_field(self) -> int:
+        return receptive_field(self.layers)
+
     def __call__(
-        self, x: Float[Array, "batch time channels"], valid: Valid = None
+        self, x: Float[Array, "batch time channels"], context: Context = Context()
     ) -> Float[Array, "batch time channels"]:
-        return x + self.conv2(self.snake2(self.conv1(self.snake1(x), valid)))
+        return x + run(self.layers, x, context)
 
 
 def _residual_units(channels: int, *, depthwise: bool, rngs: Rngs) -> nnx.List[ResidualUnit]:
     groups = channels if depthwise else 1
-    return nnx.List([ResidualUnit(channels, dilation=d, groups=groups, rngs=rngs) for d in (1, 3, 9)])
+    return nnx.List([ResidualUnit(channels, dilation=d, groups=groups, rngs=rngs) for d in DILATIONS])
 
 
-class EncoderBlock(nnx.Module):
-    """Three residual units, then one frame, of more channels, for every `stride` of them."""
+class EncoderBlock(Sequential):
+    """Residual units, then one frame, of more channels, for every `stride` steps."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, *, depthwise: bool, rngs: Rngs):
         self.residual_units = _residual_units(in_channels, depthwise=depthwise, rngs=rngs)
         self.snake = Snake(in_channels, rngs=rngs)
         self.conv = StridedConv(in_channels, out_channels, stride, rngs=rngs)
 
-    def __call__(
-        self, x: Float[Array, "batch time in_channels"], valid: Valid = None
-    ) -> Float[Array, "batch frames out_channels"]:
-        for unit in self.residual_units:
-            x = unit(x, valid)
-        return self.conv(self.snake(x), valid)
+    @property
+    def layers(self) -> list[Layer]:
+        return [*self.residual_units, self.snake, self.conv]
 
 
-class NoiseBlock(nnx.Module):
-    """Adds noise whose loudness in each channel depends on the signal; one draw a time step, shared by all channels."""
+class NoiseBlock(Layer):
+    """Adds noise whose amplitude in each channel depends on the signal; all channels share one draw a time step."""
 
-    def __init__(self, channels: int, *, rngs: Rngs):
+    def __init__(self, channels: int, *, index: int, rngs: Rngs):
+        self.index = index  # of the decoder block
         self.linear = Conv(channels, channels, 1, use_bias=False, rngs=rngs)
 
     @jax.named_scope("noise")
     def __call__(
-        self, x: Float[Array, "batch time channels"], noise: Float[Array, "_ time"]
+        self, x: Float[Array, "batch time channels"], context: Context = Context()
     ) -> Float[Array, "batch time channels"]:
-        return x + noise[..., None].astype(x.dtype) * self.linear(x)
+        if context.noise is None:
+            return x
+        return x + context.noise[self.index][..., None].astype(x.dtype) * self.linear(x)
 
 
-class DecoderBlock(nnx.Module):
+class DecoderBlock(Sequential):
     """`EncoderBlock` backwards, with noise after the transposed convolution."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, *, noise: bool, depthwise: bool, rngs: Rngs):
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, *, index: int, noise: bool, depthwise: bool, rngs: Rngs
+    ):
         self.snake = Snake(in_channels, rngs=rngs)
         self.conv = TransposedConv(in_channels, out_channels, stride, rngs=rngs)
-        self.noise = NoiseBlock(out_channels, rngs=rngs) if noise else None
+        self.noise = NoiseBlock(out_channels, index=index, rngs=rngs) if noise else None
         self.residual_units = _residual_units(out_channels, depthwise=depthwise, rngs=rngs)
 
-    def __call__(
-        self,
-        x: Float[Array, "batch frames in_channels"],
-        noise: Float[Array, "_ time"] | None = None,
-        valid: Valid = None,
-    ) -> Float[Array, "batch time out_channels"]:
-        x = self.conv(self.snake(x), valid)
-        if self.noise is not None and noise is not None:
-            x = self.noise(x, noise)
-        for unit in self.residual_units:
-            x = unit(x, valid)
-        return x
+    @property
+    def layers(self) -> list[Layer]:
+        noise = [] if self.noise is None else [self.noise]
+        return [self.snake, self.conv, *noise, *self.residual_units]

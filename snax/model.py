@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,96 +16,93 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float, Int32, Integer, Key, PRNGKeyArray
 
 from .attention import LocalMHA
-from .blocks import in_blocks
+from .blocks import map_tiles
 from .config import SNACConfig
 from .inputs import check_audio, check_codes, check_latents, check_valid
-from .layers import Conv, DecoderBlock, EncoderBlock, Rngs, Snake, Valid
+from .layers import (
+    KERNEL_SIZE,
+    Context,
+    Conv,
+    DecoderBlock,
+    EncoderBlock,
+    Layer,
+    Rngs,
+    Sequential,
+    Snake,
+    Tanh,
+    Valid,
+    run,
+)
 from .quantizer import ResidualVectorQuantize
 
 
-class Encoder(nnx.Module):
+class Encoder(Sequential):
     """Audio to latents."""
 
     def __init__(self, config: SNACConfig, *, rngs: Rngs):
         depthwise, channels = config.depthwise, config.encoder_dim
-        self.rates = config.encoder_rates
-        self.conv_in = Conv(1, channels, 7, rngs=rngs)
+        self.conv_in = Conv(1, channels, KERNEL_SIZE, rngs=rngs)
         self.blocks: nnx.List[EncoderBlock] = nnx.List()
         for rate in config.encoder_rates:
             self.blocks.append(EncoderBlock(channels, 2 * channels, rate, depthwise=depthwise, rngs=rngs))
             channels *= 2
         window_size = config.attn_window_size
         self.attention = None if window_size is None else LocalMHA(channels, window_size, rngs=rngs)
-        self.conv_out = Conv(channels, channels, 7, groups=channels if depthwise else 1, rngs=rngs)
+        self.conv_out = Conv(channels, channels, KERNEL_SIZE, groups=channels if depthwise else 1, rngs=rngs)
+
+    @property
+    def layers(self) -> list[Layer]:
+        attention = [] if self.attention is None else [self.attention]
+        return [self.conv_in, *self.blocks, *attention, self.conv_out]
 
     def __call__(
-        self, audio: Float[Array, "batch samples 1"], valid: Valid = None
+        self, audio: Float[Array, "batch samples 1"], context: Context = Context()
     ) -> Float[Array, "batch frames channels"]:
-        *shallow, deepest = self.blocks
-
-        def full_rate(inputs: Sequence[Array], valid: Valid) -> Array:
-            x = self.conv_in(inputs[0], valid)
-            for block in shallow:
-                x = block(x, valid)
-            return x
-
-        rates = self.rates[:-1]
-        x = in_blocks(full_rate, [audio], rates, audio.shape[1] // math.prod(rates), valid)
-        x = deepest(x, valid)
-        if self.attention is not None:
-            x = self.attention(x)
-        return self.conv_out(x, valid)
+        layers = self.layers
+        deep = len(self.blocks)  # from the last block on
+        return run(layers[deep:], map_tiles(layers[:deep], audio, context), context)
 
 
-class Decoder(nnx.Module):
+class Decoder(Sequential):
     """Latents to audio."""
 
     def __init__(self, config: SNACConfig, *, rngs: Rngs):
-        self.rates = config.decoder_rates
         depthwise, channels, latent_dim = config.depthwise, config.decoder_dim, config.latent_dim
         if depthwise:
             self.conv_in = nnx.List(
                 [
-                    Conv(latent_dim, latent_dim, 7, groups=latent_dim, rngs=rngs),
+                    Conv(latent_dim, latent_dim, KERNEL_SIZE, groups=latent_dim, rngs=rngs),
                     Conv(latent_dim, channels, 1, rngs=rngs),
                 ]
             )
         else:
-            self.conv_in = nnx.List([Conv(latent_dim, channels, 7, rngs=rngs)])
+            self.conv_in = nnx.List([Conv(latent_dim, channels, KERNEL_SIZE, rngs=rngs)])
         window_size = config.attn_window_size
         self.attention = None if window_size is None else LocalMHA(channels, window_size, rngs=rngs)
         self.blocks: nnx.List[DecoderBlock] = nnx.List()
-        for rate in config.decoder_rates:
-            block = DecoderBlock(channels, channels // 2, rate, noise=config.noise, depthwise=depthwise, rngs=rngs)
+        for i, rate in enumerate(config.decoder_rates):
+            block = DecoderBlock(
+                channels, channels // 2, rate, index=i, noise=config.noise, depthwise=depthwise, rngs=rngs
+            )
             self.blocks.append(block)
             channels //= 2
         self.snake = Snake(channels, rngs=rngs)
-        self.conv_out = Conv(channels, 1, 7, rngs=rngs)
+        self.conv_out = Conv(channels, 1, KERNEL_SIZE, rngs=rngs)
+
+    @property
+    def layers(self) -> list[Layer]:
+        attention = [] if self.attention is None else [self.attention]
+        return [*self.conv_in, *attention, *self.blocks, self.snake, self.conv_out, TANH]
 
     def __call__(
-        self,
-        latents: Float[Array, "batch frames channels"],
-        noise: Sequence[Float[Array, "_ _"]] | None = None,
-        valid: Valid = None,
+        self, latents: Float[Array, "batch frames channels"], context: Context = Context()
     ) -> Float[Array, "batch samples 1"]:
-        """`noise`: for each block, a value for each of its output's time steps; none is silent."""
-        deepest, *shallow = self.blocks
-        x = latents
-        for conv in self.conv_in:
-            x = conv(x, valid)
-        if self.attention is not None:
-            x = self.attention(x)
-        x = deepest(x, None if noise is None else noise[0], valid)
+        layers = self.layers
+        shallow = layers.index(self.blocks[0]) + 1  # after the first block
+        return map_tiles(layers[shallow:], run(layers[:shallow], latents, context), context)
 
-        def full_rate(inputs: Sequence[Array], valid: Valid) -> Array:
-            x, *noise = inputs
-            for block, each in itertools.zip_longest(shallow, noise):
-                x = block(x, each, valid)
-            return jnp.tanh(self.conv_out(self.snake(x), valid))
 
-        rates = self.rates[:0:-1]  # from the audio on, without the deepest
-        return in_blocks(full_rate, [x, *(noise or ())[1:]], rates, x.shape[1], valid)
-
+TANH = Tanh()
 
 # For each float32 product XLA would compile dozens of Triton kernels to choose from, half a minute for a codec.
 GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
@@ -263,11 +259,12 @@ class SNAC(nnx.Module):
 
     @compiled
     def _audio_to_latents(self, audio: Array, valid: Valid = None) -> Array:
-        return self.encoder(audio.swapaxes(1, 2), valid)
+        return self.encoder(audio.swapaxes(1, 2), Context(valid))
 
     @compiled
     def _quantize(self, latents: Array) -> tuple[Array, tuple[Array, ...]]:
-        return self.quantizer(latents)
+        quantized = self.quantizer(latents)
+        return quantized.z_q, quantized.codes
 
     @compiled
     def _dequantize(self, codes: tuple[Array, ...]) -> Array:
@@ -283,7 +280,7 @@ class SNAC(nnx.Module):
             noise = draw_noise(self.config, key, numbers)
             if len(noise[0]) not in (1, len(latents)):
                 raise ValueError(f"key must be one, or one for each of {len(latents)} rows, got {len(noise[0])}.")
-        return self.decoder(latents, noise, valid).swapaxes(1, 2)
+        return self.decoder(latents, Context(valid, noise)).swapaxes(1, 2)
 
     @compiled
     def _encode(self, audio: Array, valid: Valid = None) -> tuple[Array, ...]:

@@ -11,6 +11,7 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
@@ -19,9 +20,8 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Integer, PRNGKeyArray
 
-from .blocks import reach
-from .config import SNACConfig
 from .inputs import check_clip, check_clip_codes, check_cuttable
+from .layers import flatten, receptive_field, round_up
 from .model import SNAC
 
 # Rows are as many times as long as the context that they share with both neighbours: 2 % is computed twice.
@@ -59,7 +59,7 @@ def encode_many(
     Raises:
         ValueError: for a clip that is no finite mono audio, when its turn comes; for rows that do not fit.
     """
-    layout = _Layout.of(model.config, row_seconds, rows, mesh)
+    layout = _Layout.of(model, row_seconds, rows, mesh)
     model = layout.replicated(model)
 
     def run(units: np.ndarray, audio: np.ndarray) -> Sequence[Array]:
@@ -91,7 +91,7 @@ def decode_many(
     Raises:
         ValueError: for codes that can't be decoded, when their turn comes; for rows that do not fit.
     """
-    layout = _Layout.of(model.config, row_seconds, rows, mesh)
+    layout = _Layout.of(model, row_seconds, rows, mesh)
     model = layout.replicated(model)
     frames = np.arange(layout.frames)
 
@@ -105,9 +105,9 @@ def decode_many(
     return (audio[:samples] for (audio,), samples in _through_rows(run, checked, widths, np.int32, layout))
 
 
-def computed_units(config: SNACConfig, units: Sequence[int], mesh: Mesh | None = None) -> int:
+def computed_units(model: SNAC, units: Sequence[int], mesh: Mesh | None = None) -> int:
     """How many pad multiples `encode_many` computes, contexts and gaps included, for clips of so many `units` each."""
-    layout = _Layout.of(config, None, None, mesh)
+    layout = _Layout.of(model, None, None, mesh)
     tape = sum(units) + layout.gap * max(0, len(units) - 1)
     return math.ceil(tape / layout.units) * layout.rows * layout.length
 
@@ -134,17 +134,11 @@ class _Layout:
         return self.rows * (self.length - 2 * self.context)
 
     @classmethod
-    def of(cls, config: SNACConfig, row_seconds: float | None, rows: int | None, mesh: Mesh | None) -> "_Layout":
+    def of(cls, model: SNAC, row_seconds: float | None, rows: int | None, mesh: Mesh | None) -> "_Layout":
+        config = model.config
         check_cuttable(config)
-        frames, window = config.pad_multiple // config.hop_length, config.attn_window_size or 1
-        rates = config.encoder_rates, config.decoder_rates[::-1]
-        # Three frames for the convolution next to the latents. Attention sees whole windows, on both sides of which
-        # the convolutions between it and the audio reach further.
-        seen = [_up(3, window) + _up(reach(each), window) for each in rates]
-        context = math.ceil(max(seen) / frames)
-        # The farthest that one convolution reaches: 3 times dilation 9 at the deepest stage, or 3 latent frames.
-        steps = [config.hop_length // each[-1] for each in rates]
-        gap = math.ceil(max(27 * max(steps), 3 * config.hop_length) / config.pad_multiple)
+        frames = config.pad_multiple // config.hop_length
+        context, gap = (math.ceil(each / frames) for each in _latent_frames_seen(model))
         unit_seconds = config.pad_multiple / config.sampling_rate
         length = ROW_CONTEXTS * context if row_seconds is None else round(row_seconds / unit_seconds)
         if length <= 2 * context + gap:
@@ -169,7 +163,7 @@ class _Layout:
             end += self.gap + _units(clip, width)
             if end > self.units:
                 return self, itertools.chain(read, clips)
-        length = _up(end, 1 << max(0, end.bit_length() - 4))
+        length = round_up(end, 1 << max(0, end.bit_length() - 4))
         return (dataclasses.replace(self, length=length, context=0) if 0 < length < self.length else self), read
 
     def replicated(self, model: SNAC) -> SNAC:
@@ -183,8 +177,15 @@ class _Layout:
         return jax.device_put(arrays, NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names)))
 
 
-def _up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
+def _latent_frames_seen(model: SNAC) -> tuple[Fraction, Fraction]:
+    """Receptive fields in latent frames: of the encoder or decoder, and the largest of a single layer."""
+    whole = single = Fraction(0)
+    for coder, rate in ((model.encoder, Fraction(model.config.hop_length)), (model.decoder, Fraction(1))):
+        whole = max(whole, receptive_field([coder]) / rate)
+        for layer in flatten([coder]):
+            single = max(single, layer.receptive_field / rate)
+            rate *= layer.output_ratio
+    return whole, single
 
 
 # A clip's arrays, each with a whole number of values for each unit (the last may be cut short), and its samples.

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,17 @@ def _normalize(x: Float[Array, "*shape dim"]) -> Float[Array, "*shape dim"]:
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
+class Quantized(NamedTuple):
+    """A quantizer's results; those of several levels have a tuple of `codes` and of `z_e`."""
+
+    z_q: Float[Array, "batch frames channels"]
+    """The latents that the codes stand for. The gradient passes straight through."""
+    codes: Any
+    """(batch, level_frames) int32."""
+    z_e: Any
+    """(batch, level_frames, codebook_dim): the projected latents that were looked up, not normalised."""
+
+
 class VectorQuantize(nnx.Module):
     """One level: average over `stride` frames, project, nearest codebook row by angle, project back, repeat."""
 
@@ -28,20 +40,15 @@ class VectorQuantize(nnx.Module):
         shape = (codebook_size, codebook_dim)
         self.codebook = parameter(rngs, shape, lambda rngs: jax.random.normal(rngs.params(), shape))
 
-    def __call__(
-        self, z: Float[Array, "batch frames channels"]
-    ) -> tuple[Float[Array, "batch frames channels"], Int32[Array, "batch level_frames"]]:
-        projected = self.project(z)
-        codes = self.nearest(projected)
+    def __call__(self, z: Float[Array, "batch frames channels"]) -> Quantized:
+        batch, frames, channels = z.shape
+        pooled = z.reshape(batch, frames // self.stride, self.stride, channels).mean(axis=2)
+        z_e = self.in_proj(pooled)
+        codes = self.nearest(z_e)
         rows = self.codebook[...][codes]
         # Straight through: the gradient passes as if the codebook were not there. The sum rounds as the reference does.
-        straight_through = projected + lax.stop_gradient(rows - projected)
-        return self._project_back(straight_through), codes
-
-    def project(self, z: Float[Array, "batch frames channels"]) -> Float[Array, "batch level_frames dim"]:
-        """The vectors that are looked up: averages over `stride` frames, in the codebook's dimensions."""
-        batch, frames, channels = z.shape
-        return self.in_proj(z.reshape(batch, frames // self.stride, self.stride, channels).mean(axis=2))
+        straight_through = z_e + lax.stop_gradient(rows - z_e)
+        return Quantized(self._project_back(straight_through), codes, z_e)
 
     def nearest(self, projected: Float[Array, "batch frames dim"]) -> Int32[Array, "batch frames"]:
         """The codebook row nearest to each vector once both are normalised; of equals, the lowest index.
@@ -73,15 +80,15 @@ class ResidualVectorQuantize(nnx.Module):
         )
 
     @jax.named_scope("quantizer")
-    def __call__(
-        self, latents: Float[Array, "batch frames channels"]
-    ) -> tuple[Float[Array, "batch frames channels"], tuple[Int32[Array, "batch _"], ...]]:
-        quantized, residual, codes = jnp.zeros_like(latents), latents, []
-        for quantizer in self.quantizers:
-            level, level_codes = quantizer(residual)
-            quantized, residual = quantized + level, residual - level
-            codes.append(level_codes)
-        return quantized, tuple(codes)
+    def __call__(self, latents: Float[Array, "batch frames channels"], num_levels: int | None = None) -> Quantized:
+        """Quantize with the first `num_levels` levels, by default all."""
+        z_q, residual, codes, z_e = jnp.zeros_like(latents), latents, [], []
+        for quantizer in self.quantizers[:num_levels]:
+            level = quantizer(residual)
+            z_q, residual = z_q + level.z_q, residual - level.z_q
+            codes.append(level.codes)
+            z_e.append(level.z_e)
+        return Quantized(z_q, tuple(codes), tuple(z_e))
 
     @jax.named_scope("quantizer")
     def dequantize(self, codes: Sequence[Integer[Array, "batch _"]]) -> Float[Array, "batch frames channels"]:

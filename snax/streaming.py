@@ -7,7 +7,7 @@ is what `SNAC.encode` and `SNAC.decode` make of the whole. State is explicit: a 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -17,9 +17,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int32, Integer, Key, PRNGKeyArray
 
-from .flow import Flow, reach_of
 from .inputs import check_audio, check_codes, check_cuttable
-from .layers import DecoderBlock, EncoderBlock
+from .layers import Context, Layer, NoiseBlock, flatten, round_up
 from .model import SNAC, compiled, draw_noise
 
 
@@ -232,19 +231,12 @@ def _encode(
     frames: int | Array,
     ended: bool | Array,
 ) -> _Step:
-    config, encoder = model.config, model.encoder
-    flow = Flow(inputs[0][..., None].astype(model.dtype), config.hop_length, frames, ended, past)
-    flow.through(encoder.conv_in, reach_of(encoder.conv_in))
-    for block, stride in zip(encoder.blocks, config.encoder_rates, strict=True):
-        flow.units(block.residual_units)
-        flow.through(functools.partial(_downsample, block), stride, multiple=stride)
-    if encoder.attention is not None:
-        flow.wait(encoder.attention.window_size)
-        flow.x = encoder.attention(flow.x)
-    flow.through(encoder.conv_out, reach_of(encoder.conv_out))
-    flow.wait(math.lcm(*config.vq_strides))
-    codes = model.quantizer(flow.x)[1]
-    return _Step(list(codes), tuple(flow.caches), Fraction(flow.delay * config.hop_length, config.pad_multiple))
+    config = model.config
+    layers = [*model.encoder.layers, _Align(math.lcm(*config.vq_strides))]
+    audio = inputs[0][..., None].astype(model.dtype)
+    latents, caches, delay = _step(layers, audio, config.hop_length, past, frames, ended)
+    codes = model.quantizer(latents).codes
+    return _Step(list(codes), caches, Fraction(delay * config.hop_length, config.pad_multiple))
 
 
 @compiled
@@ -256,28 +248,80 @@ def _decode(
     frames: int | Array,
     ended: bool | Array,
 ) -> _Step:
-    config, decoder = model.config, model.decoder
-    flow = Flow(model.quantizer.dequantize(inputs), 1, frames, ended, past)
-    for conv in decoder.conv_in:
-        flow.through(conv, reach_of(conv))
-    if decoder.attention is not None:
-        flow.wait(decoder.attention.window_size)
-        flow.x = decoder.attention(flow.x)
-    for i, block in enumerate(decoder.blocks):
-        flow.through(functools.partial(_upsample, block), 1)
-        if block.noise is not None and key is not None:
-            before, count = flow.latent_frames()
-            noise = draw_noise(config, key, (frames - before + jnp.arange(count))[None])[i]
-            skipped = before * flow.rate - flow.delay
-            flow.x = block.noise(flow.x, noise[:, skipped : skipped + flow.x.shape[1]])
-        flow.units(block.residual_units)
-    flow.through(lambda x, valid: jnp.tanh(decoder.conv_out(decoder.snake(x), valid)), reach_of(decoder.conv_out))
-    return _Step([flow.x[..., 0]], tuple(flow.caches), Fraction(flow.delay, config.pad_multiple))
+    config = model.config
+    latents = model.quantizer.dequantize(inputs)
+    draw = None if key is None else functools.partial(draw_noise, config, key)
+    audio, caches, delay = _step(model.decoder.layers, latents, 1, past, frames, ended, draw)
+    return _Step([audio[..., 0]], caches, Fraction(delay, config.pad_multiple))
 
 
-def _downsample(block: EncoderBlock, x: Array, valid: Array) -> Array:
-    return block.conv(block.snake(x), valid)
+class _Align(Layer):
+    """Delays its input to whole blocks."""
+
+    def __init__(self, steps: int):
+        self.steps = steps
+
+    @property
+    def block_size(self) -> int:
+        return self.steps
+
+    def __call__(self, x: Float[Array, "batch time _"], context: Context = Context()) -> Float[Array, "batch time _"]:
+        return x
 
 
-def _upsample(block: DecoderBlock, x: Array, valid: Array) -> Array:
-    return block.conv(block.snake(x), valid)
+# Latent frames farther than this from an end of the stream do not see it: more than any codec's receptive field. (To
+# count on would overflow 32 bits of samples within a day.)
+FAR = 4096
+
+
+def _step(
+    layers: Iterable[Layer],
+    x: Array,
+    rate: int,
+    past: Sequence[Array] | None,
+    frames: int | Array,
+    ended: bool | Array,
+    draw: Callable[[Array], Sequence[Array]] | None = None,
+) -> tuple[Array, tuple[Array, ...], int]:
+    """Take new input through the layers, each of which keeps the end of its own input for the next call.
+
+    A layer that looks ahead gives its output later; these delays add up.
+
+    Args:
+        layers: with a fixed `output_ratio` each.
+        x: the new input, (batch, steps, channels).
+        rate: its steps for each latent frame.
+        past: what the layers kept at the last call. None: zeros.
+        frames: latent frames before `x`.
+        ended: whether `x` is only padding after the end of the stream.
+        draw: gives the noise of all decoder blocks for latent frames of these numbers, (1, frames).
+
+    Returns:
+        The output, as many steps as `x` times the layers' output ratio, what the layers keep, and by how many of its
+        own steps the output is behind the input.
+    """
+    before, after = jnp.minimum(frames, FAR), jnp.where(ended, 0, FAR)
+    delay, kept = 0, list[Array]()
+    for layer in flatten(layers):
+        batch, steps, channels = x.shape
+        reach = round_up(layer.receptive_field, layer.block_size)
+        due = round_up(delay + reach, layer.block_size)
+        size = due - delay + reach  # of what is kept
+        if size:
+            cache = jnp.zeros((batch, size, channels), x.dtype) if past is None else past[len(kept)]
+            x = jnp.concatenate([cache, x], axis=1)
+            kept.append(x[:, steps:])
+        x = x[:, : steps + 2 * reach]
+        position = jnp.arange(x.shape[1]) - due - reach  # from the first step of the new input
+        valid = (position >= -before * rate) & (position < after * rate)
+        noise = None
+        if draw is not None and isinstance(layer, NoiseBlock):
+            # From the latent frame in which x begins to the one in which it ends.
+            first = -(-due // rate)
+            numbers = frames - first + jnp.arange(first - (due - steps) // rate)
+            skipped = first * rate - due
+            noise = [draws[:, skipped : skipped + steps] for draws in draw(numbers[None])]
+        y = layer(x, Context(valid[None], noise))
+        x = y[:, int(reach * layer.output_ratio) : int((reach + steps) * layer.output_ratio)]
+        rate, delay = int(rate * layer.output_ratio), int(due * layer.output_ratio)
+    return x, tuple(kept), delay

@@ -14,8 +14,8 @@ from flax import nnx
 
 from .attention import LocalMHA, rotary_frequencies
 from .config import SNACConfig
-from .layers import Conv, DecoderBlock, EncoderBlock, NoiseBlock, ResidualUnit, Snake, StridedConv, TransposedConv
-from .model import SNAC, Decoder, Encoder
+from .layers import Conv, NoiseBlock, ResidualUnit, Sequential, Snake, StridedConv, Tanh, TransposedConv
+from .model import SNAC, Decoder
 from .quantizer import VectorQuantize
 
 # Gain and direction as torch names them today, and as it did before 2.0.
@@ -115,30 +115,20 @@ def named_tensors(model: SNAC) -> Iterator[NamedTensor]:
     yield from _sequential("quantizer.quantizers", model.quantizer.quantizers)
 
 
-def _sequential(prefix: str, modules: Iterable[nnx.Module | None]) -> Iterator[NamedTensor]:
-    """torch numbers the modules of a Sequential that are there, so the numbers shift with the configuration."""
-    for i, module in enumerate(module for module in modules if module is not None):
+def _sequential(prefix: str, modules: Iterable[nnx.Module]) -> Iterator[NamedTensor]:
+    """torch numbers the modules of a Sequential."""
+    for i, module in enumerate(modules):
         yield from _walk(f"{prefix}.{i}", module)
 
 
 def _walk(prefix: str, module: nnx.Module) -> Iterator[NamedTensor]:
-    modules: list[nnx.Module | None]
     match module:
-        case Encoder():
-            modules = [module.conv_in, *module.blocks, module.attention, module.conv_out]
-            yield from _sequential(f"{prefix}.block", modules)
-        case EncoderBlock():
-            yield from _sequential(f"{prefix}.block", [*module.residual_units, module.snake, module.conv])
         case Decoder():
-            modules = [*module.conv_in, module.attention, *module.blocks, module.snake, module.conv_out]
-            yield from _sequential(f"{prefix}.model", modules)
-        case DecoderBlock():
-            modules = [module.snake, module.conv, module.noise, *module.residual_units]
-            yield from _sequential(f"{prefix}.block", modules)
+            yield from _sequential(f"{prefix}.model", module.layers)
+        case Sequential() | ResidualUnit():
+            yield from _sequential(f"{prefix}.block", module.layers)
         case NoiseBlock():
             yield from _walk(f"{prefix}.linear", module.linear)
-        case ResidualUnit():
-            yield from _sequential(f"{prefix}.block", [module.snake1, module.conv1, module.snake2, module.conv2])
         case VectorQuantize():
             yield from _walk(f"{prefix}.in_proj", module.in_proj)
             yield from _walk(f"{prefix}.out_proj", module.out_proj)
@@ -157,6 +147,8 @@ def _walk(prefix: str, module: nnx.Module) -> Iterator[NamedTensor]:
         case TransposedConv():
             yield NamedTensor(f"{prefix}.weight", module.kernel, (1, 3, 0, 2), weight_norm=True)
             yield NamedTensor(f"{prefix}.bias", module.bias, (0,))
+        case Tanh():
+            pass
         case _:
             raise TypeError(f"no torch name for a {type(module).__name__}")
 

@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import snax
 from snax import blocks
+from snax.layers import receptive_field
 
 KEY = jax.random.key(1)
 FRAMES = 120  # 4 to 22 of the blocks below, the last of them not always whole
@@ -63,21 +64,9 @@ def test_blocks_with_half_the_context_would_show(monkeypatch: pytest.MonkeyPatch
     model = small.drawn("depthwise")
     audio = jnp.asarray(small.audio(samples=FRAMES * small.HOP))
     latents = in_one_piece(type(model).audio_to_latents, model, audio)
-    reach = blocks.reach
-    monkeypatch.setattr(blocks, "reach", lambda rates: reach(rates) // 2)
+    monkeypatch.setattr(blocks, "receptive_field", lambda layers: receptive_field(layers) // 2)
     with pytest.raises(AssertionError, match="Not equal"):
         assert_close(jax.jit(type(model).audio_to_latents)(model, audio), latents)
-
-
-@pytest.mark.parametrize(
-    ("rates", "samples"),
-    # Two stages by hand: 3 for the convolution at the end, 39 for the units and 1 for the stride's overlap at full
-    # rate, then (39 + 2) of every second sample.
-    [((), 3), ((2,), 43), ((2, 4), 43 + 2 * 41)],
-)
-def test_reach(rates: tuple[int, ...], samples: int) -> None:
-    step = int(np.prod(rates, dtype=int))
-    assert (blocks.reach(rates) - 1) * step < samples <= blocks.reach(rates) * step
 
 
 @pytest.mark.slow

@@ -33,10 +33,10 @@ NAMES = [
 ]
 
 
-def row_seconds(config: snax.SNACConfig, units: int) -> float:
+def row_seconds(model: snax.SNAC, units: int) -> float:
     """Rows that have so many units, each a pad multiple, between the contexts, and room for one gap more."""
-    layout = _Layout.of(config, None, None, None)
-    return (2 * layout.context + layout.gap + units) * config.pad_multiple / config.sampling_rate
+    layout = _Layout.of(model, None, None, None)
+    return (2 * layout.context + layout.gap + units) * model.config.pad_multiple / model.config.sampling_rate
 
 
 def cut(audio: np.ndarray, lengths: list[int]) -> list[np.ndarray]:
@@ -55,7 +55,7 @@ def test_any_clips_in_any_rows(name: str, data: st.DataObject) -> None:
     torch_model, model, speech = pair(name)
     lengths = data.draw(st.lists(st.integers(1, 30 * model.config.pad_multiple), min_size=1, max_size=8))
     rows, units = data.draw(ROWS)
-    how = {"rows": rows, "row_seconds": row_seconds(model.config, units)}
+    how = {"rows": rows, "row_seconds": row_seconds(model, units)}
     clips = cut(np.tile(speech[0, 0], 10), lengths)
     encoded = list(snax.encode_many(model, clips, **how))
     assert [clip.samples for clip in encoded] == lengths
@@ -69,7 +69,7 @@ def test_any_clips_in_any_rows(name: str, data: st.DataObject) -> None:
 
 def test_one_compilation_serves_all_long_inputs() -> None:
     model = small.drawn("plain convolutions, odd rates")
-    row = _Layout.of(model.config, None, None, None).units * model.config.pad_multiple
+    row = _Layout.of(model, None, None, None).units * model.config.pad_multiple
     with (
         mock.patch.object(Encoder, "__call__", autospec=True, side_effect=Encoder.__call__) as encoder,
         mock.patch.object(Decoder, "__call__", autospec=True, side_effect=Decoder.__call__) as decoder,
@@ -82,7 +82,7 @@ def test_one_compilation_serves_all_long_inputs() -> None:
 
 def test_short_inputs_compute_short_rows() -> None:
     """At most an eighth more than the clips and the gaps between them, in lengths of four significant bits."""
-    layout, computed = _Layout.of(small.CONFIG, None, None, None), set[int]()
+    layout, computed = _Layout.of(small.model(), None, None, None), set[int]()
     for count in range(1, layout.units + 2):
         fitted, clips = layout.fitted([([np.zeros(count, np.int8)], None)], 1)
         assert len(list(clips)) == 1
@@ -92,7 +92,7 @@ def test_short_inputs_compute_short_rows() -> None:
     assert len(computed) <= 8 * layout.length.bit_length()
     two, _ = layout.fitted([([np.zeros(5, np.int8)], None)] * 2, 1)
     assert two.length == 10 + layout.gap
-    for fixed in (_Layout.of(small.CONFIG, 9.0, None, None), _Layout.of(small.CONFIG, None, 1, None)):
+    for fixed in (_Layout.of(small.model(), 9.0, None, None), _Layout.of(small.model(), None, 1, None)):
         assert fixed.fitted([], 1)[0] is fixed
 
 
@@ -116,7 +116,7 @@ def test_results_come_while_clips_still_arrive() -> None:
             read += 1
             yield clip
 
-    encoded = snax.encode_many(model, clips(), row_seconds=row_seconds(small.CONFIG, 40))
+    encoded = snax.encode_many(model, clips(), row_seconds=row_seconds(small.model(), 40))
     next(encoded)
     # A unit is 32 samples: the clip lies in the first row, and one more is laid while that is computed.
     assert read <= 3
@@ -133,7 +133,7 @@ def test_rows_over_a_mesh(axis_type: jax.sharding.AxisType) -> None:
     mesh = jax.make_mesh((2, 2), ("x", "y"), axis_types=(axis_type,) * 2)
     model = small.model()
     clips = cut(small.audio(samples=20_000)[0, 0], [3000, 1, 7000])
-    how = {"row_seconds": row_seconds(small.CONFIG, 20)}
+    how = {"row_seconds": row_seconds(small.model(), 20)}
     encoded = list(snax.encode_many(model, clips, mesh=mesh, **how))
     jax.tree.map(np.testing.assert_array_equal, encoded, list(snax.encode_many(model, clips, **how)))
     ours = snax.decode_many(model, encoded, mesh=mesh, key=KEY, **how)
@@ -152,7 +152,7 @@ def test_codes_alone_are_decoded_whole() -> None:
 def test_noise_is_that_of_the_clip_alone() -> None:
     model = small.model()
     encoded = list(snax.encode_many(model, cut(small.audio(samples=20_000)[0, 0], [3000, 5000, 200])))
-    decoded = snax.decode_many(model, encoded, key=KEY, row_seconds=row_seconds(small.CONFIG, 10), rows=2)
+    decoded = snax.decode_many(model, encoded, key=KEY, row_seconds=row_seconds(small.model(), 10), rows=2)
     for (codes, samples), audio in zip(encoded, decoded, strict=True):
         alone = model.decode([level[None] for level in codes], key=KEY)[0, 0, :samples]
         silent = model.decode([level[None] for level in codes])[0, 0, :samples]
@@ -250,9 +250,9 @@ def test_a_rate_of_one_cannot_be_cut() -> None:
 
 def test_computed_units() -> None:
     """Counted without computing anything, as many as are computed."""
-    config = small.CONFIG
-    layout = _Layout.of(config, None, None, None)
+    model = small.model()
+    layout = _Layout.of(model, None, None, None)
     for counts in ([], [1], [layout.units], [layout.units - layout.gap, 1], [layout.units, 1], [3, 5000, 7] * 9):
         clips = (([np.zeros(count, np.int8)], None) for count in counts)
         batches = packing._batches(clips, [1], np.int8, layout, deque())
-        assert packing.computed_units(config, counts) == sum(batch[0].size for batch in batches)
+        assert packing.computed_units(model, counts) == sum(batch[0].size for batch in batches)

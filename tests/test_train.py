@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import audio
 import jax
@@ -93,18 +94,21 @@ def test_waveform_loss() -> None:
 
 
 def test_losses_of_the_quantizer() -> None:
-    """Quantized latents and codes are the codec's; the losses and their gradients torch's."""
+    """The losses and their gradients are torch's."""
     torch_model, model, speech = pair("depthwise, noise")
     latents = model.audio_to_latents(speech)
     expected, expected_codes = model.quantize(latents)
-    quantized, _, codes, _, _ = losses.quantize(model.quantizer, latents)
-    np.testing.assert_allclose(quantized, expected, rtol=0, atol=1e-6)  # fused in another way
-    for ours, theirs in zip(codes, expected_codes, strict=True):
+    found = model.quantizer(latents)
+    np.testing.assert_allclose(found.z_q, expected, rtol=0, atol=1e-6)  # fused in another way
+    for ours, theirs in zip(found.codes, expected_codes, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
+    def quantizer_losses(quantizer: Any, latents: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return losses.quantizer_losses(quantizer, quantizer(latents))
+
     def ours(latents: jax.Array, commitment_weight: jax.Array, codebook_weight: jax.Array) -> jax.Array:
-        found = losses.quantize(model.quantizer, latents)
-        return commitment_weight * found.commitment + codebook_weight * found.codebook
+        commitment, codebook = quantizer_losses(model.quantizer, latents)
+        return commitment_weight * commitment + codebook_weight * codebook
 
     def theirs(latents: torch.Tensor, commitment_weight: torch.Tensor, codebook_weight: torch.Tensor) -> torch.Tensor:
         _, commitment, codebook = torch_training.quantize(torch_model.quantizer, latents.swapaxes(1, 2))
@@ -113,8 +117,8 @@ def test_losses_of_the_quantizer() -> None:
     for weights in ((np.float32(0.25), np.float32(1)), (np.float32(1), np.float32(0))):
         assert_same(ours, theirs, np.asarray(latents), *weights)
 
-    still = jax.grad(lambda quantizer: losses.quantize(quantizer, latents).commitment)(model.quantizer)
-    moved = jax.grad(lambda quantizer: losses.quantize(quantizer, latents).codebook)(model.quantizer)
+    still = jax.grad(lambda quantizer: quantizer_losses(quantizer, latents)[0])(model.quantizer)
+    moved = jax.grad(lambda quantizer: quantizer_losses(quantizer, latents)[1])(model.quantizer)
     for one, other in zip(still.quantizers, moved.quantizers, strict=True):
         assert (one.codebook[...] == 0).all()
         assert (other.codebook[...] != 0).any()

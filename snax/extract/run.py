@@ -216,7 +216,7 @@ class _Shard:
         """How many pad multiples are those of clips, and how many were computed."""
         multiple = model.config.pad_multiple
         asked = [-(-(row.encoded.samples or 0) // multiple) for row in self.rows]
-        return sum(asked), computed_units(model.config, asked, mesh)
+        return sum(asked), computed_units(model, asked, mesh)
 
     def sidecar(self, read: int) -> dict[str, Any]:
         """The sums, of `read` clips."""

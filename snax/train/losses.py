@@ -5,13 +5,12 @@ Audio is (batch, 1, samples). Every loss is a mean, so that batch and length do 
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Float, Int32
+from jaxtyping import Float
 
-from ..quantizer import ResidualVectorQuantize
+from ..quantizer import Quantized, ResidualVectorQuantize
 from ..spectra import FLOOR, MEL_SCALES, STFT_WINDOWS, magnitude, mel_filters, stft
 
 # The outputs of a discriminator's layers, the last of which is its judgement.
@@ -100,33 +99,20 @@ def feature_loss(fake: Sequence[Features], real: Sequence[Features]) -> Float[Ar
     return loss
 
 
-class Quantized(NamedTuple):
-    """What a quantizer makes of latents, and what it costs."""
+def quantizer_losses(
+    quantizer: ResidualVectorQuantize, quantized: Quantized
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Commitment and codebook loss (van den Oord et al., 2017, arXiv:1711.00937) of the quantizer's own results.
 
-    latents: Float[Array, "batch frames channels"]
-    vectors: tuple[Float[Array, "batch _ dim"], ...]  # what was looked up, of each level
-    codes: tuple[Int32[Array, "batch _"], ...]
-    commitment: Float[Array, ""]
-    codebook: Float[Array, ""]
-
-
-def quantize(quantizer: ResidualVectorQuantize, latents: Float[Array, "batch frames channels"]) -> Quantized:
-    """`quantizer(latents)`, and two losses (van den Oord et al., 2017, arXiv:1711.00937): of commitment, which draws
-    the encoder to the rows that were chosen, and of the codebook, which draws these rows to what chose them.
-
-    Both on vectors that are not normalised; of each level the mean, of the levels the sum.
+    The first moves the encoder to the chosen rows of the codebooks, the second moves these rows to the encoder. Both
+    compare vectors that are not normalised: the mean over each level, summed over the levels.
     """
-    quantized, residual, looked_up, codes = jnp.zeros_like(latents), latents, [], []
     commitment = codebook = jnp.zeros(())
-    for level in quantizer.quantizers:
-        added, level_codes = level(residual)
-        vectors, rows = level.project(residual), level.codebook[...][level_codes]
-        commitment += jnp.square(vectors - lax.stop_gradient(rows)).mean()
-        codebook += jnp.square(rows - lax.stop_gradient(vectors)).mean()
-        quantized, residual = quantized + added, residual - added
-        looked_up.append(vectors)
-        codes.append(level_codes)
-    return Quantized(quantized, tuple(looked_up), tuple(codes), commitment, codebook)
+    for level, codes, z_e in zip(quantizer.quantizers, quantized.codes, quantized.z_e, strict=True):
+        rows = level.codebook[...][codes]
+        commitment += jnp.square(z_e - lax.stop_gradient(rows)).mean()
+        codebook += jnp.square(rows - lax.stop_gradient(z_e)).mean()
+    return commitment, codebook
 
 
 def _distance(a: Float[Array, "*shape"], b: Float[Array, "*shape"]) -> Float[Array, ""]:

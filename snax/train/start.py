@@ -25,8 +25,9 @@ def fit_quantizer(model: SNAC, audio: Float[jax.Array, "batch 1 samples"]) -> SN
     assert last.bias is not None
     _set(last.bias, (last.bias[...] - mean[0, 0]) / deviation)
 
-    residual = (latents - mean) / deviation
-    for level in model.quantizer.quantizers:
+    latents = (latents - mean) / deviation
+    for i, level in enumerate(model.quantizer.quantizers):
+        residual = latents - model.quantizer(latents, num_levels=i).z_q
         pooled = residual.reshape(-1, level.stride, residual.shape[-1]).mean(axis=1)
         center = pooled.mean(axis=0, keepdims=True)
         variances, directions = jnp.linalg.eigh((pooled - center).T @ (pooled - center) / len(pooled))
@@ -38,7 +39,6 @@ def fit_quantizer(model: SNAC, audio: Float[jax.Array, "batch 1 samples"]) -> SN
         _set(level.in_proj.bias, -(center @ (directions / scales))[0])
         _set(level.out_proj.kernel, (directions * scales).T[None])
         _set(level.out_proj.bias, center[0])
-        residual = residual - level(residual)[0]
     return model
 
 

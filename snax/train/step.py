@@ -9,10 +9,11 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int32
 
+from ..layers import Context
 from ..model import SNAC, draw_noise
+from ..quantizer import Quantized
 from . import losses
 from .discriminators import Discriminators
-from .losses import Quantized
 from .settings import Optimizer, Settings
 from .weight_norm import Normed, fold, unfold
 
@@ -74,18 +75,18 @@ def step(
     rate = state.average.config.sampling_rate
     weights, metrics = settings.losses, dict[str, Array]()
 
-    def round_trip(codec: Normed) -> tuple[Array, Quantized]:
+    def round_trip(codec: Normed) -> tuple[tuple[Array, Metrics], Quantized]:
         return _round_trip(fold(codec), audio, key, jnp.dtype(settings.dtype))
 
-    (decoded, quantized), pull_back = jax.vjp(round_trip, state.codec)
+    (decoded, quantizer_losses), pull_back, quantized = jax.vjp(round_trip, state.codec, has_aux=True)
 
     judges = state.judges
     if judged:
         assert judges is not None
         judges, metrics = _taught(judges, decoded, audio, settings)
 
-    def cost(decoded: Array, quantized: Quantized) -> tuple[Array, Metrics]:
-        parts = {"commitment": quantized.commitment, "codebook": quantized.codebook}
+    def cost(decoded: Array, parts: Metrics) -> tuple[Array, Metrics]:
+        parts = dict(parts)
         if weights.mel:
             parts["mel"] = losses.mel_loss(decoded, audio, rate)
         if weights.stft:
@@ -103,7 +104,7 @@ def step(
         total = sum((getattr(weights, name) * part for name, part in parts.items()), jnp.zeros(()))
         return total, parts | {"loss": total}
 
-    cost_gradient, parts = jax.grad(cost, argnums=(0, 1), has_aux=True, allow_int=True)(decoded, quantized)
+    cost_gradient, parts = jax.grad(cost, argnums=(0, 1), has_aux=True)(decoded, quantizer_losses)
     (gradient,) = pull_back(cost_gradient)
     optimizer = _optimizer(settings.optimizer, settings.optimizer.clip)
     updates, moments = optimizer.update(gradient, state.moments, state.codec)
@@ -122,16 +123,19 @@ def step(
     return State(state.step + 1, codec, moments, average, usage, judges), metrics
 
 
-def _round_trip(model: SNAC, audio: Array, key: Array, dtype: Any) -> tuple[Array, Quantized]:
+def _round_trip(model: SNAC, audio: Array, key: Array, dtype: Any) -> tuple[tuple[Array, Metrics], Quantized]:
+    """Decoded audio, the quantizer's losses, and its results."""
     config = model.config
     with jax.default_matmul_precision(model.precision):
         latents = _cast(model.encoder, dtype)(audio.swapaxes(1, 2).astype(dtype)).astype(jnp.float32)
-        quantized = losses.quantize(model.quantizer, latents)
+        quantized = model.quantizer(latents)
+        commitment, codebook = losses.quantizer_losses(model.quantizer, quantized)
         noise = None
         if config.noise:
             noise = draw_noise(config, jax.random.split(key, len(audio)), jnp.arange(latents.shape[1])[None])
-        decoded = _cast(model.decoder, dtype)(quantized.latents.astype(dtype), noise)
-    return decoded.astype(jnp.float32).swapaxes(1, 2), quantized
+        decoded = _cast(model.decoder, dtype)(quantized.z_q.astype(dtype), Context(noise=noise))
+    parts = {"commitment": commitment, "codebook": codebook}
+    return (decoded.astype(jnp.float32).swapaxes(1, 2), parts), quantized
 
 
 def _taught(judges: Judges, decoded: Array, audio: Array, settings: Settings) -> tuple[Judges, Metrics]:
@@ -178,7 +182,7 @@ def _restart(
     """Puts vectors of the batch in the place of codebook rows that are hardly chosen, in both models; returns the usage
     after it (Dhariwal et al., 2020, arXiv:2005.00341, section 3.1)."""
     after = []
-    for i, (seen, vectors) in enumerate(zip(usage, quantized.vectors, strict=True)):
+    for i, (seen, vectors) in enumerate(zip(usage, quantized.z_e, strict=True)):
         candidates = vectors.reshape(-1, vectors.shape[-1])
         drawn = candidates[jax.random.randint(jax.random.fold_in(key, i), seen.shape, 0, len(candidates))]
         dead = seen < least

@@ -1,0 +1,153 @@
+"""The geometry that layers state, measured; and what the runners derive from it, with other geometries too."""
+
+import dataclasses
+import functools
+from fractions import Fraction
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+from flax import nnx
+
+import snax
+from snax import blocks, layers, model, streaming
+from snax.attention import LocalMHA
+from snax.layers import Context, Layer
+
+CHANNELS = 64  # a head's, which attention needs
+LAYERS = {
+    "conv": lambda rngs: layers.Conv(CHANNELS, 3, 7, rngs=rngs),
+    "dilated depthwise conv": lambda rngs: layers.Conv(CHANNELS, CHANNELS, 5, dilation=3, groups=CHANNELS, rngs=rngs),
+    "pointwise conv": lambda rngs: layers.Conv(CHANNELS, 3, 1, rngs=rngs),
+    "even stride": lambda rngs: layers.StridedConv(CHANNELS, 5, 4, rngs=rngs),
+    "odd stride": lambda rngs: layers.StridedConv(CHANNELS, 5, 3, rngs=rngs),
+    "even transposed": lambda rngs: layers.TransposedConv(CHANNELS, 5, 4, rngs=rngs),
+    "odd transposed": lambda rngs: layers.TransposedConv(CHANNELS, 5, 3, rngs=rngs),
+    "transposed, stride of one": lambda rngs: layers.TransposedConv(CHANNELS, 5, 1, rngs=rngs),
+    "snake": lambda rngs: layers.Snake(CHANNELS, rngs=rngs),
+    "residual unit": lambda rngs: layers.ResidualUnit(CHANNELS, dilation=2, groups=1, rngs=rngs),
+    "encoder block": lambda rngs: layers.EncoderBlock(CHANNELS, 8, 3, depthwise=True, rngs=rngs),
+    "decoder block": lambda rngs: layers.DecoderBlock(CHANNELS, 4, 3, index=0, noise=False, depthwise=False, rngs=rngs),
+    "attention": lambda rngs: LocalMHA(CHANNELS, 8, rngs=rngs),
+}
+STEPS = 240  # of input; a multiple of every stride and window above
+
+
+@functools.cache
+def layer_and_input(name: str) -> tuple[Layer, jax.Array]:
+    audio = np.random.default_rng(0).standard_normal((1, STEPS, CHANNELS), np.float32)
+    return LAYERS[name](nnx.Rngs(0)), jnp.asarray(audio)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_output_ratio(name: str) -> None:
+    layer, x = layer_and_input(name)
+    assert layer(x).shape[1] == STEPS * layers.output_ratio([layer])
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_receptive_field(name: str) -> None:
+    """Outputs farther than the receptive field from a changed step stay as they are; nearer ones do change."""
+    layer, x = layer_and_input(name)
+    ratio, reach = layers.output_ratio([layer]), layers.receptive_field([layer])
+    block = max(each.block_size for each in layers.flatten([layer]))
+    farthest = 0
+    for changed in range(STEPS // 2, STEPS // 2 + 8):
+        difference = np.abs(np.asarray(layer(x.at[0, changed].add(1.0)) - layer(x))).max(axis=(0, 2))
+        for output in np.flatnonzero(difference > 1e-7):
+            begin = int(Fraction(int(output)) / ratio) // block * block  # of its own block
+            distance = max(begin - changed, changed - (begin + block - 1), 0)
+            assert distance <= reach
+            farthest = max(farthest, distance)
+    # Rounding to blocks may count up to two blocks more than are seen.
+    assert reach - farthest < 2 * block + 1
+
+
+@pytest.mark.parametrize("pushed", [24, 48, 120])
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer_equals_step(name: str, pushed: int) -> None:
+    layer, x = layer_and_input(name)
+    whole, caches, outputs, rate = layer(x), None, [], 24
+    for start in range(0, STEPS, pushed):
+        piece = x[:, start : start + pushed]
+        output, caches, delay = streaming._step([layer], piece, rate, caches, start // rate, False)
+        outputs.append(output)
+    frames = -(-delay // int(rate * layers.output_ratio([layer])))
+    ending = jnp.zeros((1, frames * rate, CHANNELS))
+    if frames:
+        outputs.append(streaming._step([layer], ending, rate, caches, STEPS // rate, True)[0])
+    streamed = jnp.concatenate(outputs, axis=1)[:, delay : delay + whole.shape[1]]
+    np.testing.assert_allclose(streamed, whole, rtol=0, atol=2e-5)  # float32 sums in another order
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel_size", "dilations"),
+    [
+        ("depthwise", 5, (1, 3, 9)),
+        pytest.param("plain convolutions, odd rates", 7, (2, 5), marks=pytest.mark.slow),
+        pytest.param("attention", 3, (1, 2, 4, 8), marks=pytest.mark.slow),
+    ],
+)
+def test_another_geometry(name: str, kernel_size: int, dilations: tuple[int, ...]) -> None:
+    """Kernel size, dilations and the number of residual units are defined once: all ways to run follow."""
+    config = dataclasses.replace(small.CONFIG, latent_dim=0, **small.CONFIGS[name])
+    with (
+        mock.patch.object(layers, "KERNEL_SIZE", kernel_size),
+        mock.patch.object(model, "KERNEL_SIZE", kernel_size),
+        mock.patch.object(layers, "DILATIONS", dilations),
+    ):
+        codec = snax.SNAC(config, rngs=small.rngs())
+    assert codec.encoder.conv_in.kernel.shape[0] == kernel_size
+    assert len(codec.decoder.blocks[0].residual_units) == len(dilations)
+    lengths = [40 * config.pad_multiple, 23 * config.pad_multiple]
+    clips = [small.audio(samples=length, seed=i)[0, 0] for i, length in enumerate(lengths)]
+    alone = [codec.encode(clip[None, None]) for clip in clips]
+    sound = [codec.decode(codes)[0, 0] for codes in alone]
+
+    def assert_same(found: list[tuple[np.ndarray, ...]], audio: list[np.ndarray]) -> None:
+        jax.tree.map(np.testing.assert_array_equal, found, [tuple(level[0] for level in codes) for codes in alone])
+        for ours, expected in zip(audio, sound, strict=True):
+            np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
+
+    # In a batch, the shorter one masked.
+    batch = np.stack([clips[0], np.pad(clips[1], (0, lengths[0] - lengths[1]), constant_values=0.5)])[:, None]
+    frames = [length // config.hop_length for length in lengths]
+    valid = np.arange(frames[0])[None] < np.array(frames)[:, None]
+    codes = codec.encode(batch, valid=valid)
+    counts = [[level.shape[1] for level in each] for each in alone]
+    masked = [tuple(level[i, :n] for level, n in zip(codes, counts[i], strict=True)) for i in range(2)]
+    decoded = codec.decode(codes, valid=valid)
+    assert_same(masked, [decoded[i, 0, :length] for i, length in enumerate(lengths)])
+
+    # In packed rows.
+    row_seconds = 31 * config.pad_multiple / config.sampling_rate
+    encoded = list(snax.encode_many(codec, clips, row_seconds=row_seconds))
+    assert_same([clip.codes for clip in encoded], list(snax.decode_many(codec, encoded, row_seconds=row_seconds)))
+
+    # In tiles.
+    with mock.patch.object(blocks, "BLOCK", 170):
+        jax.clear_caches()
+        tiled = [codec.encode(clip[None, None]) for clip in clips]
+        audio = [codec.decode(codes)[0, 0] for codes in tiled]
+    jax.clear_caches()
+    assert_same([tuple(level[0] for level in codes) for codes in tiled], audio)
+
+    # As streams.
+    streamed, audio = [], []
+    encoder, decoder = snax.StreamEncoder(codec), snax.StreamDecoder(codec)
+    for clip, codes in zip(clips, alone, strict=True):
+        state, first = encoder.push(encoder.start(), clip[None, None])
+        streamed.append(jax.tree.map(lambda *x: np.concatenate(x, axis=1)[0], first, encoder.finish(state)))
+        state, start = decoder.push(decoder.start(), codes)
+        audio.append(np.concatenate([start, decoder.finish(state)], axis=2)[0, 0])
+    assert_same(streamed, audio)
+
+
+def test_a_layer_without_noise_ignores_it() -> None:
+    block = layers.DecoderBlock(8, 4, 2, index=0, noise=True, depthwise=True, rngs=nnx.Rngs(0))
+    x = jnp.ones((1, 6, 8))
+    silent, noisy = block(x), block(x, Context(noise=[jnp.ones((1, 12))]))
+    assert (silent != noisy).any()
