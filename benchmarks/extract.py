@@ -16,8 +16,8 @@ from flax import nnx
 
 import snax
 from benchmarks.many import clips
-from snax import audio
-from snax.config import PUBLISHED_CONFIGS
+from snax.codec.config import PUBLISHED_CONFIGS
+from snax.data import audio
 from snax.extract.run import Job, extract
 
 SECONDS, RATE, TURNS = 1200, 44_100, 3

@@ -31,8 +31,8 @@ import torch
 
 import snax
 from benchmarks.speed import Decode, Encode
-from snax.config import PUBLISHED_CONFIGS
-from snax.torch_weights import from_torch
+from snax.codec.config import PUBLISHED_CONFIGS
+from snax.weights.torch_weights import from_torch
 from tests.audio import clip
 from tests.reference import numpy_state_dict, trained_like
 

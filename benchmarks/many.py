@@ -20,8 +20,8 @@ import torch
 from flax import nnx
 
 import snax
-from snax.config import PUBLISHED_CONFIGS
-from snax.packing import computed_units
+from snax.codec.config import PUBLISHED_CONFIGS
+from snax.inference.packing import computed_units
 from tests.audio import DATA, clip
 
 ROWS_OF_A_BATCH = 32  # clips that a padded batch has

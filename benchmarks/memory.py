@@ -15,7 +15,7 @@ import torch
 from flax import nnx
 
 import snax
-from snax.config import PUBLISHED_CONFIGS
+from snax.codec.config import PUBLISHED_CONFIGS
 
 SHORT, LONG = 10, 60
 

@@ -20,7 +20,7 @@ from flax import nnx
 
 import snax
 from benchmarks.hlo import kinds_by_name
-from snax.config import PUBLISHED_CONFIGS
+from snax.codec.config import PUBLISHED_CONFIGS
 
 SECONDS = 10
 

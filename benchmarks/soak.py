@@ -27,7 +27,7 @@ from flax import nnx
 
 import snax
 from benchmarks.speed import machine
-from snax.config import PUBLISHED_CONFIGS
+from snax.codec.config import PUBLISHED_CONFIGS
 
 HERE = Path(__file__).parent
 

@@ -32,7 +32,7 @@ import snac
 import snac.layers
 import torch
 
-from snax.config import PUBLISHED_CONFIGS
+from snax.codec.config import PUBLISHED_CONFIGS
 from tests.audio import clip
 from tests.reference import converted, trained_like, without_weight_norm
 

@@ -22,7 +22,7 @@ import torch
 
 import snax
 from benchmarks.speed import machine
-from snax.config import PUBLISHED_CONFIGS
+from snax.codec.config import PUBLISHED_CONFIGS
 from tests.audio import DATA, clip
 from tests.reference import converted, trained_like
 

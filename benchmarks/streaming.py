@@ -17,7 +17,7 @@ import snac
 import torch
 
 import snax
-from snax.config import PUBLISHED_CONFIGS
+from snax.codec.config import PUBLISHED_CONFIGS
 from tests.audio import clip
 from tests.reference import converted, trained_like
 

@@ -31,7 +31,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import snax
 from benchmarks.hlo import COLLECTIVES, executed, size
-from snax.config import PUBLISHED_CONFIGS
+from snax.codec.config import PUBLISHED_CONFIGS
 from snax.train import settings
 from snax.train.step import begin, step
 

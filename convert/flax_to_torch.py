@@ -7,7 +7,7 @@ import argparse
 import sys
 
 import snax
-from snax import torch_files
+from snax.weights import torch_files
 
 
 def main() -> None:

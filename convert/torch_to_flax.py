@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import snax
-from snax import pretrained, torch_files
+from snax.weights import pretrained, torch_files
 
 
 def main() -> None:

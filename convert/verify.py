@@ -16,8 +16,8 @@ from jax import Array
 from jaxtyping import Float
 
 import snax
-from snax.layers import Context
-from snax.torch_files import read_state_dict
+from snax.codec.layers import Context
+from snax.weights.torch_files import read_state_dict
 
 # float32 rounding over the some 60 layers of the largest model: seen up to 8.6e-6 and 2e-6.
 LATENTS_BOUND = 1e-5

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import snax
-from snax.audio import read
+from snax.data.audio import read
 
 from demo import CLIP, load
 

@@ -16,9 +16,9 @@ import soundfile
 from huggingface_hub.utils import logging as hub_logging
 
 import snax
-from snax.audio import read
-from snax.evaluate.page import page
-from snax.evaluate.score import CodebookUse, score
+from snax.data.audio import read
+from snax.evaluate.report import page
+from snax.evaluate.scoring import CodebookUse, score
 
 NAME, BUNDLED = "snac_24khz", "mini_16khz"
 CLIP = Path(__file__).parents[1] / "tests" / "data" / "speech_7s.wav"

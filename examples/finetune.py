@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import snax
-from snax.audio import read
+from snax.data.audio import read
 from snax.evaluate import metrics
 from snax.evaluate.pictures import spectrograms
 from snax.train import settings

@@ -3,7 +3,7 @@
 import numpy as np
 
 import snax
-from snax.audio import read
+from snax.data.audio import read
 from snax.tokens import ORPHEUS, ORPHEUS_END, ORPHEUS_NUMBERS, ORPHEUS_START, TokenLayout
 
 from demo import CLIP, load

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import snax
-from snax.audio import read
+from snax.data.audio import read
 
 from demo import CLIP, load
 

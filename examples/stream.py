@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 import snax
-from snax.audio import read
+from snax.data.audio import read
 
 from demo import CLIP, load
 

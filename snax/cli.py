@@ -21,16 +21,19 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from . import audio, cluster, json_text, pretrained
+from . import compilation_cache, json_text
 from .atomic import replacing
-from .codes_file import CodesFile, fingerprint
-from .config import PUBLISHED_CONFIGS, SNACConfig
+from .codec.config import PUBLISHED_CONFIGS, SNACConfig
+from .codec.inputs import check_clip_codes
+from .codec.model import SNAC
+from .data import audio
+from .data.codes_file import CodesFile
 from .evaluate import command as evaluate
 from .extract import command as extract
-from .inputs import check_clip_codes
-from .model import SNAC
-from .packing import EncodedClip, decode_many, encode_many
+from .inference.packing import EncodedClip, decode_many, encode_many
 from .train import command as train
+from .weights import pretrained
+from .weights.checkpoint import fingerprint
 
 CODES_SUFFIX, DECODED_SUFFIX = ".codes.safetensors", ".snac.wav"
 
@@ -42,7 +45,7 @@ class RefusedError(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line; returns the exit code: 0, 1 if some files failed, 2 if nothing was tried."""
     parsed = _parser().parse_args(arguments)
-    cluster.enable_compilation_cache()
+    compilation_cache.enable()
     try:
         return int(parsed.run(parsed))
     except (RefusedError, ValueError, OSError, ImportError) as error:

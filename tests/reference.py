@@ -18,7 +18,7 @@ from torch import nn
 
 import snax
 from convert.verify import AUDIO_BOUND, LATENTS_BOUND, decode_with_noise, recorded_noise
-from snax.torch_weights import from_torch, named_tensors
+from snax.weights.torch_weights import from_torch, named_tensors
 
 # Two codes whose distances, in float64, are this close relative to each other are a tie that rounding decides.
 TIE = 1e-6

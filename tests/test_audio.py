@@ -9,7 +9,7 @@ import pytest
 import soundfile
 from audio import DATA
 
-from snax import audio
+from snax.data import audio
 
 RATE = 24_000
 # Name, soundfile's arguments, and how far the audio may be off: rounding to so many bits, or what the codec loses.

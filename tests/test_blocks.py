@@ -11,8 +11,8 @@ import small
 from jax.sharding import NamedSharding, PartitionSpec
 
 import snax
-from snax import blocks
-from snax.layers import receptive_field
+from snax.codec import tiling as blocks
+from snax.codec.layers import receptive_field
 
 KEY = jax.random.key(1)
 FRAMES = 120  # 4 to 22 of the blocks below, the last of them not always whole

@@ -15,8 +15,9 @@ import soundfile
 from audio import DATA
 
 import snax
-from snax import audio, cli
-from snax.codes_file import CodesFile
+from snax import cli
+from snax.data import audio
+from snax.data.codes_file import CodesFile
 from snax.extract.run import Job, extract
 
 RATE = small.CONFIG.sampling_rate
@@ -148,7 +149,7 @@ def test_codes_of_another_model(
 ) -> None:
     assert run("encode", corpus / "a.wav", "-m", model_folder) == 0
     other = tmp_path / "other"
-    snax.save(snax.SNAC(small.CONFIG, rngs=snax.model.nnx.Rngs(1)), other)
+    snax.save(snax.SNAC(small.CONFIG, rngs=snax.codec.model.nnx.Rngs(1)), other)
     assert run("decode", corpus / "a.codes.safetensors", "-m", other) == 1
     assert "its codes were made by" in capsys.readouterr().err
     assert not (corpus / "a.snac.wav").exists()

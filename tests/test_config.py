@@ -10,7 +10,7 @@ import torch
 from flax import nnx
 
 import snax
-from snax.config import PUBLISHED_CONFIGS, strided_length
+from snax.codec.config import PUBLISHED_CONFIGS, strided_length
 
 # The hub's config.json of snac_24khz, as it is published.
 HUB_CONFIG = """{

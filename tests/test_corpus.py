@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snax.extract import corpus, decoding
-from snax.extract.corpus import CorpusError, Piece, plan
-from snax.extract.reading import Unreadable, clips
+from snax.data import corpus, decoding
+from snax.data.corpus import CorpusError, Piece, plan
+from snax.data.reading import Unreadable, clips
 
 CLIPS = corpora.clips(7)
 

@@ -14,8 +14,9 @@ from numpy.random import default_rng
 
 import snax
 from snax import cli
-from snax.evaluate import metrics, report
-from snax.evaluate.score import CodebookUse
+from snax.evaluate import metrics
+from snax.evaluate import scores as report
+from snax.evaluate.scoring import CodebookUse
 from snax.train import losses
 
 RATE = 16_000

@@ -22,10 +22,10 @@ from pairs import pair
 from reference import assert_same_codes
 
 import snax
-from snax import audio
-from snax.extract import decoding, run
-from snax.extract.corpus import CorpusError
-from snax.extract.reading import Unreadable
+from snax.data import audio, decoding
+from snax.data.corpus import CorpusError
+from snax.data.reading import Unreadable
+from snax.extract import run
 from snax.extract.run import Job, extract
 from snax.extract.store import StoreError
 from snax.extract.table import token_layout
@@ -129,7 +129,7 @@ def test_tokens_of_a_language_model(name: str, corpus: Path, tmp_path: Path) -> 
 
 
 def test_orpheus_tokens_are_for_its_codec(corpus: Path, tmp_path: Path) -> None:
-    assert token_layout("orpheus", snax.config.PUBLISHED_CONFIGS["snac_24khz"]) == ORPHEUS
+    assert token_layout("orpheus", snax.codec.config.PUBLISHED_CONFIGS["snac_24khz"]) == ORPHEUS
     with pytest.raises(ValueError, match="this model has (4, 2, 1) and 64".replace("(", r"\(").replace(")", r"\)")):
         extract(small.model(), job(tmp_path / "out", corpus, tokens="orpheus"))
     assert not (tmp_path / "out").exists()
@@ -205,7 +205,7 @@ def test_a_damaged_job_is_refused(corpus: Path, undisturbed: Path) -> None:
 
 
 OTHERS = {
-    "fingerprint": {"model": snax.SNAC(small.CONFIG, rngs=snax.model.nnx.Rngs(1))},
+    "fingerprint": {"model": snax.SNAC(small.CONFIG, rngs=snax.codec.model.nnx.Rngs(1))},
     "channels": {"separate": True},
     "tokens": {"tokens": "shared"},
     "max_seconds": {"max_seconds": 10.0},

@@ -25,17 +25,19 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import snax
-from snax import checkpoint, config, json_text
-from snax.codes_file import CodesFile
-from snax.extract import corpus
-from snax.extract.corpus import CorpusError, Piece
-from snax.extract.reading import Clip, Unreadable, clips
+from snax import json_text
+from snax.codec import config
+from snax.data import corpus
+from snax.data.codes_file import CodesFile
+from snax.data.corpus import CorpusError, Piece
+from snax.data.reading import Clip, Unreadable, clips
 from snax.extract.store import Store, StoreError
 from snax.extract.table import Row, to_parquet
-from snax.packing import EncodedClip
+from snax.inference.packing import EncodedClip
 from snax.tokens import ORPHEUS, TokenLayout, mini_omni_codes, mini_omni_streams
-from snax.torch_files import read_state_dict
 from snax.train import settings
+from snax.weights import checkpoint
+from snax.weights.torch_files import read_state_dict
 
 pytestmark = pytest.mark.usefixtures("as_users_see_it")
 

@@ -20,7 +20,7 @@ def test_import_brings_only_what_every_user_needs() -> None:
     code = "import sys, jax, flax.nnx; before = set(sys.modules); import snax; print(*set(sys.modules) - before)"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     new = set(output.split())
-    assert "snax.model" in new
+    assert "snax.codec.model" in new
     assert not new & SLOW
     # Nothing but ourselves and two small pure packages beyond JAX and flax: so no slower than they are.
     assert {name.partition(".")[0] for name in new} <= {"snax", "jaxtyping", "wadler_lindig", "filelock"} | set(

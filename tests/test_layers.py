@@ -13,9 +13,11 @@ import small
 from flax import nnx
 
 import snax
-from snax import blocks, layers, model, streaming
-from snax.attention import LocalMHA
-from snax.layers import Context, Layer
+from snax.codec import layers, model
+from snax.codec import tiling as blocks
+from snax.codec.attention import LocalMHA
+from snax.codec.layers import Context, Layer
+from snax.inference import streaming
 
 CHANNELS = 64  # a head's, which attention needs
 LAYERS = {

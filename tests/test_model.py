@@ -11,8 +11,8 @@ import small
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import snax
-from snax.config import PUBLISHED_CONFIGS
-from snax.model import draw_noise
+from snax.codec.config import PUBLISHED_CONFIGS
+from snax.codec.model import draw_noise
 
 KEY = jax.random.key(0)
 

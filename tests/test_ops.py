@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from snax import ops
+from snax.codec import ops
 
 
 def test_sin_squared() -> None:

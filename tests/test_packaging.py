@@ -19,8 +19,8 @@ import torch
 from audio import DATA
 
 import snax
-from snax import pretrained
-from snax.config import PUBLISHED_CONFIGS
+from snax.codec.config import PUBLISHED_CONFIGS
+from snax.weights import pretrained
 
 pytestmark = pytest.mark.slow
 
@@ -96,7 +96,7 @@ def test_an_empty_environment(programs: Path, tmp_path: Path) -> None:
 LOAD_AND_ENCODE = """
 import dataclasses, importlib.util, sys
 import numpy as np, snax
-from snax import pretrained
+from snax.weights import pretrained
 
 assert importlib.util.find_spec("torch") is None
 audio, codes, sha256 = sys.argv[1:]

@@ -15,9 +15,9 @@ from pairs import pair, torch_decode
 from reference import assert_same_codes
 
 import snax
-from snax import packing
-from snax.model import Decoder, Encoder
-from snax.packing import _Layout
+from snax.codec.model import Decoder, Encoder
+from snax.inference import packing
+from snax.inference.packing import _Layout
 
 KEY = jax.random.key(3)
 # float32's rounding in the largest model, whose audio differs by up to 1.1e-6 from the reference's; seen here: 1e-6.

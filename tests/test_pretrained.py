@@ -24,7 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.torch import save_file
 
 import snax
-from snax import pretrained
+from snax.weights import pretrained
 
 REPO, COMMIT, OTHER_COMMIT = "someone/snac", "a" * 40, "b" * 40
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens
@@ -214,7 +214,7 @@ def test_several_jax_processes_do_not_convert(published: hub.Hub, monkeypatch: p
 LOAD = """
 import dataclasses, json, os, sys
 import snax
-from snax import checkpoint, pretrained
+from snax.weights import checkpoint, pretrained
 config = snax.SNACConfig.from_dict(json.loads(os.environ["CONFIG"]))
 ours = dataclasses.replace(pretrained.PUBLISHED["snac_24khz"], sha256=os.environ["SHA256"], config=config)
 pretrained.PUBLISHED["snac_24khz"] = ours

@@ -21,10 +21,10 @@ from pairs import torch_decode, torch_encode
 
 import snax
 from convert.verify import AUDIO_BOUND, LATENTS_BOUND
-from snax import torch_files
-from snax.config import PUBLISHED_CONFIGS
-from snax.pretrained import download
-from snax.torch_weights import to_torch
+from snax.codec.config import PUBLISHED_CONFIGS
+from snax.weights import torch_files
+from snax.weights.pretrained import download
+from snax.weights.torch_weights import to_torch
 
 KINDS = list(audio.kinds(8000, 8))
 

@@ -17,7 +17,7 @@ from reference import assert_same_codes
 from test_published import drawn
 
 import snax
-from snax import audio
+from snax.data import audio
 
 pytestmark = pytest.mark.corpus
 

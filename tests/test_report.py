@@ -56,7 +56,7 @@ def test_what_is_in_it(page: Path) -> None:
     """Both sounds of each clip to 16 bits, the codes, and nothing from anywhere else."""
     assert not re.search(r"https?://|src=[^x]", page.read_text())
     for clip, source in zip(data(page)["clips"], ("guit_em9.flac", "speech_3s.wav"), strict=True):
-        heard = snax.audio.read(audio.DATA / source, small.CONFIG.sampling_rate)
+        heard = snax.data.audio.read(audio.DATA / source, small.CONFIG.sampling_rate)
         codes = small.model().encode(heard[None])
         for ours, expected in zip(codes_of(clip), codes, strict=True):
             np.testing.assert_array_equal(ours, expected[0])

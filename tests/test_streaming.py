@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pairs import pair, torch_decode, torch_encode
 
 import snax
-from snax import streaming
+from snax.inference import streaming
 
 KEY = jax.random.key(5)
 # float32's rounding, as in test_packing.

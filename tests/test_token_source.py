@@ -15,7 +15,7 @@ import small
 import torch
 
 import snax
-from snax import audio
+from snax.data import audio
 from snax.extract import table
 from snax.extract.run import Job, extract
 from snax.tokens import TokenLayout

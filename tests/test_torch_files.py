@@ -13,7 +13,7 @@ import torch
 from safetensors.numpy import save_file
 
 import snax
-from snax import torch_files
+from snax.weights import torch_files
 
 
 @pytest.fixture

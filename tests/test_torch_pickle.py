@@ -12,8 +12,8 @@ import pytest
 import snac
 import torch
 
-from snax.config import PUBLISHED_CONFIGS
-from snax.torch_pickle import read_tensors
+from snax.codec.config import PUBLISHED_CONFIGS
+from snax.weights.torch_pickle import read_tensors
 
 DTYPES = [
     torch.float32,

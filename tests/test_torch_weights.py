@@ -10,7 +10,7 @@ import snac
 import torch
 
 import snax
-from snax.torch_weights import from_torch, to_torch
+from snax.weights.torch_weights import from_torch, to_torch
 
 ATTENTIVE = small.CONFIG.to_dict() | {"latent_dim": None, "encoder_dim": 16, "decoder_dim": 64, "attn_window_size": 8}
 

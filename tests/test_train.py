@@ -15,10 +15,10 @@ from flax import nnx
 from pairs import pair
 from torch.nn import functional
 
-from snax.spectra import mel_filters, stft
-from snax.torch_weights import named_tensors
+from snax.evaluate.spectra import mel_filters, stft
 from snax.train import losses, settings, weight_norm
 from snax.train.discriminators import Discriminators
+from snax.weights.torch_weights import named_tensors
 
 RATE = 16_000
 # Of a value, and of the norm of a gradient: float32 sums over thousands of samples, in another order than torch's.

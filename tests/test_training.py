@@ -19,7 +19,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import snax
-from snax.config import PUBLISHED_CONFIGS
+from snax.codec.config import PUBLISHED_CONFIGS
 from snax.train import data, settings
 from snax.train.start import fit_quantizer
 from snax.train.step import State, begin, step

@@ -23,8 +23,8 @@ import soundfile
 from filelock import FileLock
 
 import snax
-from snax import torch_files
 from snax.train import data, run, settings
+from snax.weights import torch_files
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optax_mixes")]
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -150,17 +150,17 @@ UNEQUAL = """
 import sys, time
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from snax import cluster
+from snax import distributed, signals
 from snax.train import run
 
 coordinator, processes, process = (option.partition("=")[2] for option in sys.argv[1:])
-cluster.join(coordinator, int(processes), int(process))
+distributed.join(coordinator, int(processes), int(process))
 
 def total(x):
     time.sleep(40 * jax.process_index())
     return x.sum()
 
-with cluster.leaving_on_errors():
+with signals.leaving_on_errors():
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     divided = NamedSharding(mesh, PartitionSpec("data"))
     x = jax.make_array_from_process_local_data(divided, np.ones(3, np.float32))

@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn import functional
 
 import snax
-from snax.spectra import MEL_SCALES, STFT_WINDOWS, mel_filters
-from snax.torch_weights import to_torch
+from snax.evaluate.spectra import MEL_SCALES, STFT_WINDOWS, mel_filters
 from snax.train.discriminators import BANDS, Discriminators, PeriodDiscriminator, SpectrumDiscriminator
 from snax.train.settings import Settings
+from snax.weights.torch_weights import to_torch
 
 Outputs = list[list[torch.Tensor]]
 

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from .. import audio, pretrained
 from ..atomic import replacing
-from ..model import SNAC
+from ..codec.model import SNAC
+from ..data import audio
+from ..weights import pretrained
 
 if TYPE_CHECKING:  # what is imported needs snax-codec[eval]
-    from .score import CodebookUse, Scored
+    from .scoring import CodebookUse, Scored
 
 _INPUTS = "audio files, folders, patterns, manifests (.jsonl, .csv, .parquet), tables with audio (.parquet), tars; URLs"
 
@@ -45,7 +46,7 @@ def add(commands: Any) -> None:
 
 def _eval(arguments: argparse.Namespace) -> int:
     with _scored(arguments) as (model, use, unreadable, clips):
-        from . import report
+        from . import scores as report
 
         rate = model.config.sampling_rate
         scored: list[tuple[str, dict[str, float]]] = []
@@ -70,7 +71,7 @@ def _report(arguments: argparse.Namespace) -> int:
     if arguments.out.exists():
         raise ValueError(f"{arguments.out} is already there: give another name with --out.")
     with _scored(arguments) as (model, _, unreadable, clips):
-        from . import page
+        from . import report as page
 
         content = page.page(arguments.model, model.config, clips)
     with replacing(arguments.out) as path:
@@ -85,8 +86,8 @@ def _scored(arguments: argparse.Namespace) -> Iterator[tuple[SNAC, "CodebookUse"
     try:
         import pesq  # noqa: F401  # missing, it should be missed here and not at the first clip
 
-        from ..extract import corpus, decoding, reading
-        from . import score
+        from ..data import corpus, decoding, reading
+        from . import scoring as score
     except ImportError as error:
         raise ImportError(f"{error.name} is missing: pip install 'snax-codec[eval]'.") from error
     model = pretrained.load(arguments.model)

@@ -12,7 +12,7 @@ import pystoi
 import soxr
 from jaxtyping import Float
 
-from ..spectra import FLOOR, MEL_SCALES, STFT_WINDOWS, mel_filters
+from .spectra import FLOOR, MEL_SCALES, STFT_WINDOWS, mel_filters
 
 Audio = Float[np.ndarray, " samples"]
 
@@ -89,7 +89,7 @@ def pesq(audio: Audio, target: Audio, rate: int) -> float:
 
 
 def _magnitudes(audio: Audio, window_length: int) -> Float[np.ndarray, "frames bins"]:
-    """The absolute values of `snax.spectra.stft`."""
+    """The absolute values of `snax.evaluate.spectra.stft`."""
     window = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window_length) / window_length)).astype(np.float32)
     mirrored = np.pad(audio, window_length // 2, mode="reflect")
     frames = np.lib.stride_tricks.sliding_window_view(mirrored, window_length)[:: window_length // 4]

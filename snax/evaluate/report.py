@@ -1,108 +1,109 @@
-"""What scores are said in: a table for people, a line of JSON a clip for programs, a picture."""
+"""`snax report`: clips before and after on one page of HTML, to listen to, to look at, and with their codes."""
 
+import base64
+import html
+import io
 import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
+import soundfile
+from jaxtyping import Float
+from matplotlib import image
+from matplotlib.mlab import specgram
 
-from ..atomic import replacing
-from ..model import SNAC
-from . import metrics
-from .pictures import spectrograms
-from .score import CodebookUse, Scored
+from ..codec.config import SNACConfig
+from .scores import METRICS
+from .scoring import Scored
 
-# Each metric with its unit and where better is.
-METRICS = {
-    "mel": "mel distance, less is better",
-    "stft": "STFT distance, less is better",
-    "si_sdr": "SI-SDR in dB, more is better",
-    "stoi": "STOI, 0 to 1, more is better",
-    "pesq": "PESQ, 1 to 4.6, more is better",
-}
+# All audio is in the page, twice: ten minutes at 24 kHz make some 40 MB.
+MAX_SECONDS = 600
+# Of the pictures, which are as wide as a screen.
+WIDTH, DECIBELS = 1600, 70
 
 
-def summary(model: SNAC, clips: Sequence[dict[str, float]], seconds: float, use: CodebookUse) -> dict[str, Any]:
-    """The means and what the codes carry, as JSON has it."""
-    means = {}
-    for name in METRICS:
-        values = [scores[name] for scores in clips if not math.isnan(scores[name])]
-        quartiles = np.percentile(values, [25, 75]).tolist() if values else [None, None]
-        means[name] = {
-            "mean": metrics.mean(values) if values else None,
-            "quartiles": quartiles,
-            "clips": len(values),
-        }
-    return {
-        "clips": len(clips),
-        "seconds": seconds,
-        "metrics": means,
-        "levels": [
-            {"codes_per_second": rate, "used": used, "entropy": entropy}
-            for rate, used, entropy in zip(model.config.code_rates, use.used, use.entropies, strict=True)
-        ],
-        "bitrate": model.config.bitrate,
-        "information_rate": use.information_rate,
-    }
-
-
-def table(found: dict[str, Any]) -> str:
-    """The summary in words."""
-    lines = [f"{found['clips']} clips, {found['seconds']:.1f} s"]
-    lines.append(f"{'':34}{'mean':>8}   {'half of them in':>18}  clips")
-    for name, what in METRICS.items():
-        values = found["metrics"][name]
-        low, high = values["quartiles"]
-        measured = f"{values['mean']:8.3f}   {low:7.3f} to {high:7.3f}" if values["clips"] else f"{'-':>8}{'':22}"
-        lines.append(f"{what:34}{measured}  {values['clips']:5}")
-    for i, level in enumerate(found["levels"]):
-        lines.append(
-            f"level {i}: {level['codes_per_second']:.1f} codes a second, {level['used']:.1%} of the codebook used, "
-            f"{level['entropy']:.2f} bits each"
-        )
-    lines.append(
-        f"bit rate {found['bitrate'] / 1000:.2f} kbps, of which the codes' entropy is "
-        f"{found['information_rate'] / 1000:.2f} kbps"
+def page(model: str, config: SNACConfig, clips: Iterable[Scored]) -> str:
+    """The page, with everything in it. Raises ValueError for no clips, or for more audio than a page should have."""
+    seconds, shown = 0.0, []
+    for clip in clips:
+        seconds += clip.audio.size / config.sampling_rate
+        if seconds > MAX_SECONDS:
+            raise ValueError(
+                f"all audio is in the page, and this would be more than {MAX_SECONDS} s: give fewer clips."
+            )
+        shown.append(_clip(clip, config.sampling_rate))
+    if not shown:
+        raise ValueError("none of the clips can be read.")
+    rates = ", ".join(f"{rate:.1f}" for rate in config.code_rates)
+    about = (
+        f"{config.bitrate / 1000:.2f} kbps: {config.tokens_per_second:.1f} codes a second in {len(config.code_rates)} "
+        f"levels ({rates}), each one of {config.codebook_size}. {config.sampling_rate} Hz."
     )
-    return "\n".join(lines)
+    data = {
+        "config": {"sampling_rate": config.sampling_rate, "code_rates": config.code_rates},
+        "clips": shown,
+    }
+    parts = {
+        "title": html.escape(f"{model}: {len(shown)} clip{'s' * (len(shown) > 1)}"),
+        "about": html.escape(about),
+        "clips": json.dumps(data).replace("<", "\\u003c"),  # a name could end the script
+    }
+    template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
 
 
-def write(folder: Path, found: dict[str, Any], clips: Sequence[tuple[str, dict[str, float]]], picture: Figure) -> None:
-    """`scores.json` (the summary), `clips.jsonl` (a line a clip) and `scores.png`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = [
-        json.dumps({"id": name} | {key: None if math.isnan(value) else value for key, value in scores.items()})
-        for name, scores in clips
-    ]
-    with replacing(folder / "clips.jsonl") as path:
-        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    with replacing(folder / "scores.png") as path:
-        picture.savefig(path, dpi=100, format="png")
-    with replacing(folder / "scores.json") as path:
-        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+def _clip(clip: Scored, rate: int) -> dict[str, Any]:
+    counts = [len(level) for level in clip.codes]
+    facts = [["codes", str(sum(counts)), " + ".join(map(str, counts))]]
+    for key, what in METRICS.items():
+        name, _, hint = what.partition(", ")
+        value = clip.scores[key]
+        facts.append([name, "-" if math.isnan(value) else f"{value:.2f}", hint])
+    powers = [_power(audio, rate) for audio in (clip.audio, clip.decoded)]
+    loudest = max(power.max() for power in powers)
+    tracks = {
+        name: {
+            "audio": _url("audio/flac", _flac(audio, rate)),
+            "peaks": _peaks(audio),
+            "spectrogram": _url("image/png", _picture(power, loudest)),
+        }
+        for name, audio, power in zip(("original", "decoded"), (clip.audio, clip.decoded), powers, strict=True)
+    }
+    codes = [base64.b64encode(level.astype("<u2").tobytes()).decode() for level in clip.codes]
+    return {"name": clip.id, "seconds": clip.audio.size / rate, "facts": facts, "tracks": tracks, "codes": codes}
 
 
-def picture(
-    title: str, rate: int, clips: Sequence[tuple[str, dict[str, float]]], use: CodebookUse, shown: Scored
-) -> Figure:
-    """One clip's spectrograms, before and after; how the clips' scores are spread; how often codes are chosen."""
-    figure = Figure(figsize=(14, 9), layout="constrained")
-    figure.suptitle(title)
-    halves: Any = figure.subfigures(2, 1, height_ratios=[3, 2])
-    above, below = halves
-    above.suptitle(shown.id)
-    spectrograms(above, {"original": shown.audio, "decoded": shown.decoded}, rate)
-    axes: Any = below.subplots(1, len(METRICS) + 1)
-    for ax, (name, what) in zip(axes, METRICS.items(), strict=False):
-        values = [scores[name] for _, scores in clips if not math.isnan(scores[name])]
-        ax.hist(values, bins=20, color="tab:purple")
-        ax.set_xlabel(what.partition(",")[0])
-    axes[0].set_ylabel("clips")
-    for i, counts in enumerate(use.counts):
-        axes[-1].plot(np.sort(counts)[::-1] / max(1, counts.sum()) * counts.size, label=f"level {i}")
-    axes[-1].set(xlabel="rows, sorted by use", ylabel="of their equal share", yscale="symlog")
-    axes[-1].legend()
-    return figure
+def _url(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _flac(audio: Float[np.ndarray, " samples"], rate: int) -> bytes:
+    """Without loss but for 16 bits."""
+    file = io.BytesIO()
+    soundfile.write(file, np.clip(audio, -1, 1), rate, format="FLAC", subtype="PCM_16")
+    return file.getvalue()
+
+
+def _peaks(audio: Float[np.ndarray, " samples"]) -> list[list[float]]:
+    """The lowest and the highest sample in each of up to WIDTH stretches."""
+    parts = np.array_split(np.clip(audio, -1, 1), min(WIDTH, audio.size))
+    return [[round(float(part.min()), 3), round(float(part.max()), 3)] for part in parts]
+
+
+def _power(audio: Float[np.ndarray, " samples"], rate: int) -> Float[np.ndarray, "bins frames"]:
+    """A spectrogram in dB, of frames of 512 samples."""
+    window = 512
+    step = max(64, audio.size // WIDTH)
+    padded = np.pad(audio, (window // 2, window))
+    power = np.asarray(specgram(padded, NFFT=window, Fs=rate, noverlap=max(0, window - step))[0])
+    return 10 * np.log10(power + 1e-12)
+
+
+def _picture(power: Float[np.ndarray, "bins frames"], loudest: float) -> bytes:
+    file = io.BytesIO()
+    image.imsave(file, power, cmap="magma", vmin=loudest - DECIBELS, vmax=loudest, origin="lower", format="png")
+    return file.getvalue()

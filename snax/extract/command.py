@@ -8,7 +8,8 @@ from typing import Any
 
 import jax
 
-from .. import audio, pretrained
+from ..data import audio
+from ..weights import pretrained
 
 _INPUTS = "audio files, folders, patterns, manifests (.jsonl, .csv, .parquet), tables with audio (.parquet), tars; URLs"
 _LAYOUTS = "a column of a language model's tokens: Orpheus' ids, or ids from 0 that slots share or have to themselves"
@@ -50,12 +51,12 @@ def _positive(text: str) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     try:
-        from .. import cluster
+        from .. import distributed, signals
         from . import run
     except ImportError as error:
         raise ImportError(f"{error.name} is missing: pip install 'snax-codec[extract]'.") from error
-    cluster.exit_on_sigterm()
-    cluster.join(arguments.coordinator, arguments.num_processes, arguments.process_id)
+    signals.exit_on_sigterm()
+    distributed.join(arguments.coordinator, arguments.num_processes, arguments.process_id)
     job = run.Job(
         inputs=arguments.inputs,
         out=arguments.out,
@@ -69,7 +70,7 @@ def _run(arguments: argparse.Namespace) -> int:
         decoders=arguments.decoders,
     )
     report = functools.partial(print, flush=True) if arguments.json else lambda line: None
-    with cluster.leaving_on_errors():
+    with signals.leaving_on_errors():
         model = pretrained.load(arguments.model)
         end = run.extract(model, job, lambda event: report(json.dumps(event)))
     if jax.process_index() == 0:

@@ -16,14 +16,14 @@ import soundfile
 import soxr
 from jax.sharding import Mesh
 
-from .. import audio, cluster
-from ..codes_file import fingerprint
-from ..model import SNAC
-from ..packing import ROW_CONTEXTS, EncodedClip, computed_units, encode_many
-from . import corpus
-from .decoding import Decoded, Decoders
+from .. import distributed
+from ..codec.model import SNAC
+from ..data import audio, corpus
+from ..data.decoding import Decoded, Decoders
+from ..data.reading import Clip, Content, Unreadable, clips
+from ..inference.packing import ROW_CONTEXTS, EncodedClip, computed_units, encode_many
+from ..weights.checkpoint import fingerprint
 from .progress import Progress
-from .reading import Clip, Content, Unreadable, clips
 from .store import SUCCESS, Store
 from .table import Row, to_parquet, token_layout
 
@@ -40,7 +40,7 @@ class Job:
     """What is to be extracted, and how.
 
     Args:
-        inputs: see `snax.extract.corpus.plan`.
+        inputs: see `snax.data.corpus.plan`.
         out: a folder, or a URL of fsspec.
         model: what the model is called in the shards.
         clips_per_shard: at most. A shard is what is lost when the run is stopped.
@@ -91,9 +91,9 @@ def extract(model: SNAC, job: Job, report: Callable[[dict[str, Any]], None] = la
     if jax.process_index() == 0:
         shards = corpus.plan(job.inputs, job.clips_per_shard)
         store.begin(shards, _made_with(model, job, shards))
-        cluster.wait_for_all("planned")
+        distributed.barrier("planned")
     else:
-        cluster.wait_for_all("planned")
+        distributed.barrier("planned")
         shards = store.join(lambda shards: _made_with(model, job, shards))
     attempts = _attempts(store, shards, retry=job.retry_quarantined)
     pieces = [piece for shard in attempts for piece in shards[shard]]
@@ -102,9 +102,9 @@ def extract(model: SNAC, job: Job, report: Callable[[dict[str, Any]], None] = la
     if attempts:
         store.remove(SUCCESS)
         _make_shards(model, job, store, shards, attempts, progress)
-    cluster.wait_for_all("committed")
+    distributed.barrier("committed")
     totals = store.finish(shards, model.config.sampling_rate) if jax.process_index() == 0 else {}
-    cluster.wait_for_all("finished")
+    distributed.barrier("finished")
     return progress.end(totals)
 
 

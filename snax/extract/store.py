@@ -24,7 +24,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from .. import json_text
 from ..atomic import TEMPORARY, replacing
-from . import corpus
+from ..data import corpus
 
 SUCCESS, QUARANTINE, JOB, PLAN = "_SUCCESS", "_quarantine.jsonl", "_snax/job.json", "_snax/plan.parquet"
 

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..config import SNACConfig
-from ..packing import EncodedClip
+from ..codec.config import SNACConfig
+from ..data.reading import Clip
+from ..inference.packing import EncodedClip
 from ..tokens import ORPHEUS, TokenLayout
-from .reading import Clip
 
 # Rows that are read together when one is asked for: some 200 kB, two milliseconds.
 ROWS_PER_GROUP = 256

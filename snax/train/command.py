@@ -25,14 +25,14 @@ def add(commands: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     try:
-        from .. import cluster
+        from .. import distributed, signals
         from . import run, settings
     except ImportError as error:
         raise ImportError(f"{error.name} is missing: pip install 'snax-codec[train]'.") from error
     told = settings.read(arguments.config)
-    cluster.exit_on_sigterm()
-    cluster.join(arguments.coordinator, arguments.num_processes, arguments.process_id)
-    with cluster.leaving_on_errors():
+    signals.exit_on_sigterm()
+    distributed.join(arguments.coordinator, arguments.num_processes, arguments.process_id)
+    with signals.leaving_on_errors():
         last = run.train(told, arguments.out, arguments.source, os.cpu_count() or 1)
     if jax.process_index() == 0:
         print(f"The trained codec: snax.load({os.fspath(last)!r})", file=sys.stderr)

@@ -17,9 +17,9 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from ..atomic import replacing
-from ..extract import corpus
-from ..extract.decoding import Decoders
-from ..extract.reading import Clip, Unreadable, clips
+from ..data import corpus
+from ..data.decoding import Decoders
+from ..data.reading import Clip, Unreadable, clips
 from .settings import Data
 
 # Clips that one process takes at a time, so that all get clips from everywhere in the corpus.

@@ -13,7 +13,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from ..spectra import stft
+from ..evaluate.spectra import stft
 
 # Parts of the spectrum, from 0 to half the sampling rate, that have layers of their own.
 BANDS = ((0.0, 0.1), (0.1, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0))

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from ..quantizer import Quantized, ResidualVectorQuantize
-from ..spectra import FLOOR, MEL_SCALES, STFT_WINDOWS, magnitude, mel_filters, stft
+from ..codec.quantizer import Quantized, ResidualVectorQuantize
+from ..evaluate.spectra import FLOOR, MEL_SCALES, STFT_WINDOWS, magnitude, mel_filters, stft
 
 # The outputs of a discriminator's layers, the last of which is its judgement.
 Features = Sequence[Float[Array, "batch *_"]]

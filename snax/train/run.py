@@ -21,9 +21,10 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
-from .. import checkpoint, cluster, pretrained
+from .. import distributed
 from ..atomic import replacing
-from ..model import SNAC
+from ..codec.model import SNAC
+from ..weights import checkpoint, pretrained
 from . import settings as told
 from .data import DataError, Stored, crops, store
 from .journal import Journal
@@ -58,7 +59,7 @@ def train(settings: Settings, out: Path, source: str | None, decoders: int) -> P
         raise DataError(f"a batch of {settings.data.batch} can't be divided among {jax.device_count()} devices.")
     model = _model(settings, source, everywhere)
     _claim(out, settings, source)  # not before: a model that can't be had leaves the folder to another
-    cluster.wait_for_all("claimed")  # before anything else is in it
+    distributed.barrier("claimed")  # before anything else is in it
     config = model.config
     stored, held_out = _decoded(settings, config.sampling_rate, out, decoders)
     batches = iter(crops(stored, settings.data.crop_samples(config), settings.data, settings.seed))
@@ -100,7 +101,7 @@ def train(settings: Settings, out: Path, source: str | None, decoders: int) -> P
                 checkpoint.save(state.average, latest)
             if held_out is not None and journal is not None:
                 journal.validated(done, *validate(_on_one_device(state.average), held_out, _VALIDATED))
-            cluster.wait_for_all("validated")  # by the first process, for as long as it takes
+            distributed.barrier("validated")  # by the first process, for as long as it takes
             last = time.perf_counter()
         if done % settings.checkpoint == 0 or done == settings.steps:
             checkpoints.save_async(done, _leaves(state), force=True, custom_metadata={"data": batches.get_state()})
@@ -145,7 +146,7 @@ def _decoded(settings: Settings, rate: int, out: Path, decoders: int) -> tuple[S
     held_out = None
     if data.held_out and process == 0:
         held_out = store(data.held_out, rate, folder / "held_out", decoders)
-    cluster.wait_for_all("decoded")  # what they do together from here on has deadlines
+    distributed.barrier("decoded")  # what they do together from here on has deadlines
     return stored, held_out
 
 
@@ -153,7 +154,7 @@ def _compiled(program: jax.stages.Wrapped, *arguments: Any) -> jax.stages.Compil
     """The program for such arguments, once all processes have it: one may find in its cache what takes another long,
     and what they then compute together has deadlines."""
     compiled = program.lower(*arguments).compile()
-    cluster.wait_for_all("compiled")
+    distributed.barrier("compiled")
     return compiled
 
 

@@ -7,7 +7,7 @@ import types
 import typing
 from typing import Any
 
-from ..config import SNACConfig
+from ..codec.config import SNACConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

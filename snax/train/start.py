@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float
 
-from ..model import SNAC
+from ..codec.model import SNAC
 
 
 def fit_quantizer(model: SNAC, audio: Float[jax.Array, "batch 1 samples"]) -> SNAC:

@@ -9,9 +9,9 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int32
 
-from ..layers import Context
-from ..model import SNAC, draw_noise
-from ..quantizer import Quantized
+from ..codec.layers import Context
+from ..codec.model import SNAC, draw_noise
+from ..codec.quantizer import Quantized
 from . import losses
 from .discriminators import Discriminators
 from .settings import Optimizer, Settings

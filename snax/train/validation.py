@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 from jaxtyping import Float
 
+from ..codec.model import SNAC
 from ..evaluate import metrics
-from ..model import SNAC
-from ..packing import decode_many, encode_many
+from ..inference.packing import decode_many, encode_many
 from .data import Stored, whole_clips
 
 # Clips of which sound and pictures are kept.

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from ..model import SNAC
-from ..torch_weights import named_tensors
+from ..codec.model import SNAC
+from ..weights.torch_weights import named_tensors
 
 
 class Normed(NamedTuple):

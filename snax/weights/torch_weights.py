@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from .attention import LocalMHA, rotary_frequencies
-from .config import SNACConfig
-from .layers import Conv, NoiseBlock, ResidualUnit, Sequential, Snake, StridedConv, Tanh, TransposedConv
-from .model import SNAC, Decoder
-from .quantizer import VectorQuantize
+from ..codec.attention import LocalMHA, rotary_frequencies
+from ..codec.config import SNACConfig
+from ..codec.layers import Conv, NoiseBlock, ResidualUnit, Sequential, Snake, StridedConv, Tanh, TransposedConv
+from ..codec.model import SNAC, Decoder
+from ..codec.quantizer import VectorQuantize
 
 # Gain and direction as torch names them today, and as it did before 2.0.
 _TODAY = (".parametrizations.weight.original0", ".parametrizations.weight.original1")

@@ -16,7 +16,6 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float, Int32, Integer, Key, PRNGKeyArray
 
 from .attention import LocalMHA
-from .blocks import map_tiles
 from .config import SNACConfig
 from .inputs import check_audio, check_codes, check_latents, check_valid
 from .layers import (
@@ -34,6 +33,7 @@ from .layers import (
     run,
 )
 from .quantizer import ResidualVectorQuantize
+from .tiling import map_tiles
 
 
 class Encoder(Sequential):

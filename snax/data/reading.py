@@ -8,7 +8,7 @@ from typing import BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .. import audio
+from . import audio
 from .corpus import CorpusError, Piece, escaped, listed, located, table_columns
 
 # Of one clip inside a tar, whose header may promise anything.

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Float
 
-from .. import audio
+from . import audio
 from .corpus import located
 from .reading import Content, Unreadable
 
@@ -46,7 +46,7 @@ class Decoders:
 
     Args:
         count: of processes.
-        rate, separate, max_seconds: as in `snax.audio.read`.
+        rate, separate, max_seconds: as in `snax.data.audio.read`.
     """
 
     def __init__(self, count: int, rate: int, *, separate: bool, max_seconds: float):

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, Integer
 
-from ..model import SNAC
-from ..packing import EncodedClip, decode_many, encode_many
+from ..codec.model import SNAC
+from ..inference.packing import EncodedClip, decode_many, encode_many
 from . import metrics
 
 

@@ -17,9 +17,9 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int32, Integer, Key, PRNGKeyArray
 
-from .inputs import check_audio, check_codes, check_cuttable
-from .layers import Context, Layer, NoiseBlock, flatten, round_up
-from .model import SNAC, compiled, draw_noise
+from ..codec.inputs import check_audio, check_codes, check_cuttable
+from ..codec.layers import Context, Layer, NoiseBlock, flatten, round_up
+from ..codec.model import SNAC, compiled, draw_noise
 
 
 class StreamState(NamedTuple):

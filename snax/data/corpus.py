@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from .. import audio, json_text
+from .. import json_text
+from . import audio
 
 # Manifests and tables say in the first of these columns that they have where a clip is, and what it is called.
 PATH_COLUMNS = ("path", "audio_filepath", "audio_path", "file", "url")

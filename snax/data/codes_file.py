@@ -1,19 +1,13 @@
 """The codes of one audio file, in a safetensors file with what it takes to decode them."""
 
 import dataclasses
-import hashlib
-import json
 import os
 from collections.abc import Sequence
 
-import jax
 import numpy as np
-from flax import nnx
 from jaxtyping import Integer
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-
-from .model import SNAC
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +51,3 @@ class CodesFile:
             return cls(levels, said["model"], said["fingerprint"], int(said["sampling_rate"]), int(said["samples"]))
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} can't be read as codes: {error}") from None
-
-
-def fingerprint(model: SNAC) -> str:
-    """What tells a model's codes from another's: a hash of its configuration and its parameters, in hexadecimal."""
-    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
-    for path, parameter in jax.tree.leaves_with_path(nnx.as_pure(nnx.state(model, nnx.Param))):
-        array = np.asarray(parameter)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()

@@ -20,9 +20,9 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Integer, PRNGKeyArray
 
-from .inputs import check_clip, check_clip_codes, check_cuttable
-from .layers import flatten, receptive_field, round_up
-from .model import SNAC
+from ..codec.inputs import check_clip, check_clip_codes, check_cuttable
+from ..codec.layers import flatten, receptive_field, round_up
+from ..codec.model import SNAC
 
 # Rows are as many times as long as the context that they share with both neighbours: 2 % is computed twice.
 # At 24 kHz that is 25.6 s. Longer ones save little, shorter ones less memory than a model's own weights.

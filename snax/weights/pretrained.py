@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from filelock import FileLock
 from jax.typing import DTypeLike
 
+from ..codec.config import PUBLISHED_CONFIGS, SNACConfig
+from ..codec.model import SNAC
 from . import checkpoint, torch_files
-from .config import PUBLISHED_CONFIGS, SNACConfig
-from .model import SNAC
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,7 @@ def load(
         raise ValueError(f"dtype must be floating point, got {jnp.dtype(dtype)}.")
     source = os.fspath(name_or_path)
     if source in BUNDLED:
-        source = os.fspath(Path(__file__).parent / source / "weights")
+        source = os.fspath(Path(__file__).parents[1] / source / "weights")
     if source not in PUBLISHED and ("://" in source or os.path.isdir(source)):
         if revision is not None:
             raise ValueError(f"revision (={revision!r}) is for models on the hub; {source} is a path.")

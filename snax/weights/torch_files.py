@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from . import json_text
-from .config import SNACConfig
-from .model import SNAC
+from .. import json_text
+from ..codec.config import SNACConfig
+from ..codec.model import SNAC
 from .torch_pickle import read_tensors
 from .torch_weights import from_torch, to_torch
 

@@ -11,7 +11,7 @@ import posixpath
 import sys
 from typing import Any, SupportsIndex
 
-from . import json_text
+from .. import json_text
 
 # Groups of rows that are kept, 0.4 MB for 256 rows of ten seconds at 24 kHz; and what is known of files, 20 kB each.
 GROUPS_KEPT, FILES_KEPT = 64, 4096

@@ -4,6 +4,8 @@ Orbax writes it. TensorStore, in which Orbax keeps arrays, reads it: Orbax's own
 for so many small arrays. Both are imported where they are used, because Orbax takes a quarter of a second.
 """
 
+import hashlib
+import json
 import os
 from collections.abc import Callable
 from typing import Any
@@ -14,9 +16,9 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from . import json_text
-from .config import SNACConfig
-from .model import SNAC
+from .. import json_text
+from ..codec.config import SNACConfig
+from ..codec.model import SNAC
 
 # Counts up when parameters change their layout, which shapes alone need not show.
 FORMAT = 1
@@ -151,3 +153,13 @@ def _check_shapes(path: str, found: dict[str, tuple[int, ...]], expected: dict[s
             f"the parameters in {path} are not those of its configuration, {len(problems)} differences:\n  "
             + "\n  ".join(sorted(problems))
         )
+
+
+def fingerprint(model: SNAC) -> str:
+    """What tells a model's codes from another's: a hash of its configuration and its parameters, in hexadecimal."""
+    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
+    for path, parameter in jax.tree.leaves_with_path(nnx.as_pure(nnx.state(model, nnx.Param))):
+        array = np.asarray(parameter)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""The network: configuration, layers, quantizer and the model around them."""

@@ -1,0 +1,1 @@
+"""Ways to run the codec: packed rows and streams."""

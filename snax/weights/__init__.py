@@ -1,0 +1,1 @@
+"""Checkpoints: Orbax, PyTorch and safetensors files, names of tensors, the hub."""
