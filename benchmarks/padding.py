@@ -1,6 +1,6 @@
 """Why padding changes tokens, as a picture: `python -m benchmarks.padding` draws docs/padding.png.
 
-Two seconds of speech alone, and in a batch with a longer clip: padded with zeros, and with `valid`. snac_24khz
+Two seconds of speech alone, and in a batch with a longer clip: padded with zeros, and with `padding_mask`. snac_24khz
 architecture; the weights are drawn and scaled so that the model behaves like a trained one.
 """
 
@@ -24,14 +24,16 @@ def main() -> None:
     alone = clip("speech_3s.wav", CONFIG.sampling_rate, SECONDS)
     frames = alone.shape[-1] // CONFIG.hop_length
     padded = np.pad(alone, ((0, 0), (0, 0), (0, PADDING)))
-    valid = np.arange(padded.shape[-1] // CONFIG.hop_length)[None] < frames
+    padding_mask = np.arange(padded.shape[-1] // CONFIG.hop_length)[None] < frames
     latents, codes = model.audio_to_latents(alone)[0], model.encode(alone)
 
     figure, grid = plt.subplots(3, 2, figsize=(12, 6), layout="constrained", sharex=True, height_ratios=[2, 2, 3])
     time = np.arange(frames)
-    for column, (name, mask) in enumerate((("padded with zeros", None), ("the same with `valid`", valid))):
-        ours = model.audio_to_latents(padded, valid=mask)[0, :frames]
-        ours_codes = [level[0] for level in model.encode(padded, valid=mask)]
+    for column, (name, mask) in enumerate(
+        (("padded with zeros", None), ("the same with `padding_mask`", padding_mask))
+    ):
+        ours = model.audio_to_latents(padded, padding_mask=mask)[0, :frames]
+        ours_codes = [level[0] for level in model.encode(padded, padding_mask=mask)]
         above, middle, below = grid[:, column]
         above.set_title(name)
         above.plot(np.arange(alone.shape[-1]) / CONFIG.hop_length, alone[0, 0], linewidth=0.5)

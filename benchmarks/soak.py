@@ -49,13 +49,13 @@ def streaming(seconds: float) -> dict[str, Any]:
     per_group = [max(config.vq_strides) // stride for stride in config.vq_strides]
     codes = [rng.integers(config.codebook_size, size=(groups, 1, count), dtype=np.int32) for count in per_group]
     decoder = snax.StreamDecoder(model)
-    state, rounds, memory = decoder.start(), 0, []
+    state, rounds, memory = decoder.init_state(), 0, []
     before: np.ndarray | None = None
     begin, next_look = time.monotonic(), 0.0
     while (now := time.monotonic() - begin) < seconds:
         heard = []
         for group in range(groups):
-            state, audio = decoder.push(state, tuple(level[group] for level in codes))
+            state, audio = decoder.step(state, tuple(level[group] for level in codes))
             heard.append(np.asarray(audio))
         sound = np.concatenate(heard, axis=-1)
         if rounds >= 2:  # the first begins with silence, and less comes out of it

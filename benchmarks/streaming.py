@@ -44,10 +44,10 @@ def main() -> None:
     with torch.inference_mode(), mock.patch.object(torch, "randn", torch.zeros):  # without noise, as the others
         row("sliding window, torch", windowed(torch_decode(reference), groups), groups, whole)
     encoder = snax.StreamEncoder(model)
-    state, seconds = encoder.start(), []
+    state, seconds = encoder.init_state(), []
     for i in range(speech.shape[-1] // PAD):
         before = time.perf_counter()
-        state, _ = encoder.push(state, speech[..., i * PAD : (i + 1) * PAD])
+        state, _ = encoder.step(state, speech[..., i * PAD : (i + 1) * PAD])
         seconds.append(time.perf_counter() - before)
     frame, median, latency = PAD / CONFIG.sampling_rate, np.median(seconds), encoder.latency / CONFIG.sampling_rate
     print(f"snax, encoder: {1000 * median:.1f} ms a push, {frame / median:.1f} x; codes {1000 * latency:.0f} ms behind")
@@ -81,11 +81,11 @@ def streamed(model: snax.SNAC, groups: list[np.ndarray], lookahead: int | None) 
     decoder = snax.StreamDecoder(model, lookahead=lookahead)
 
     def start() -> tuple[Push, int]:
-        state = decoder.start()
+        state = decoder.init_state()
 
         def push(i: int) -> np.ndarray:
             nonlocal state
-            state, audio = decoder.push(state, [level[:, i] for level in groups])
+            state, audio = decoder.step(state, [level[:, i] for level in groups])
             return audio
 
         return push, 0

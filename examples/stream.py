@@ -24,19 +24,19 @@ def main() -> None:
     decoder = snax.StreamDecoder(model)
     print(f"audio is {decoder.latency / config.sampling_rate * 1000:.0f} ms behind the codes")
     by_frame = [np.asarray(level).reshape(1, frames, -1) for level in codes]
-    decoder.push(decoder.start(), [level[:, 0] for level in by_frame])  # compiles
+    decoder.step(decoder.init_state(), [level[:, 0] for level in by_frame])  # compiles
 
-    state, heard, times = decoder.start(), [], []
+    state, heard, times = decoder.init_state(), [], []
     for i in range(frames):
         start = time.perf_counter()
-        state, audio = decoder.push(state, [level[:, i] for level in by_frame])
+        state, audio = decoder.step(state, [level[:, i] for level in by_frame])
         times.append(time.perf_counter() - start)
         heard.append(audio)
         if i < 5:
             print(f"  frame {i}: {audio.shape[2]} samples to be heard")
-    heard.append(decoder.finish(state))
+    heard.append(decoder.flush(state))
 
-    print(f"a push takes {np.median(times) * 1000:.0f} ms")
+    print(f"a step takes {np.median(times) * 1000:.0f} ms")
     difference = np.abs(np.concatenate(heard, axis=2) - whole).max()
     print(f"largest difference from decoding all at once: {difference:.1e}")
 

@@ -98,5 +98,5 @@ def test_site(tmp_path: Path) -> None:
     built = subprocess.run(line, cwd=ROOT, env=os.environ | {"DISABLE_MKDOCS_2_WARNING": "true"}, capture_output=True)
     assert built.returncode == 0, built.stderr.decode()
     api = (tmp_path / "site" / "api" / "index.html").read_text()
-    for name in ("snax.load", "snax.SNAC.encode", "snax.StreamDecoder.push", "snax.tokens.TokenLayout.unflatten"):
+    for name in ("snax.load", "snax.SNAC.encode", "snax.StreamDecoder.step", "snax.tokens.TokenLayout.unflatten"):
         assert f'id="{name}"' in api

@@ -13,8 +13,7 @@ import small
 from flax import nnx
 
 import snax
-from snax.codec import layers, model
-from snax.codec import tiling as blocks
+from snax.codec import layers, model, tiling
 from snax.codec.attention import LocalMHA
 from snax.codec.layers import Context, Layer
 from snax.inference import streaming
@@ -75,12 +74,12 @@ def test_layer_equals_step(name: str, pushed: int) -> None:
     whole, caches, outputs, rate = layer(x), None, [], 24
     for start in range(0, STEPS, pushed):
         piece = x[:, start : start + pushed]
-        output, caches, delay = streaming._step([layer], piece, rate, caches, start // rate, False)
+        output, caches, delay = streaming.step_layers([layer], piece, rate, caches, start // rate, False)
         outputs.append(output)
     frames = -(-delay // int(rate * layers.output_ratio([layer])))
     ending = jnp.zeros((1, frames * rate, CHANNELS))
     if frames:
-        outputs.append(streaming._step([layer], ending, rate, caches, STEPS // rate, True)[0])
+        outputs.append(streaming.step_layers([layer], ending, rate, caches, STEPS // rate, True)[0])
     streamed = jnp.concatenate(outputs, axis=1)[:, delay : delay + whole.shape[1]]
     np.testing.assert_allclose(streamed, whole, rtol=0, atol=2e-5)  # float32 sums in another order
 
@@ -117,11 +116,11 @@ def test_another_geometry(name: str, kernel_size: int, dilations: tuple[int, ...
     # In a batch, the shorter one masked.
     batch = np.stack([clips[0], np.pad(clips[1], (0, lengths[0] - lengths[1]), constant_values=0.5)])[:, None]
     frames = [length // config.hop_length for length in lengths]
-    valid = np.arange(frames[0])[None] < np.array(frames)[:, None]
-    codes = codec.encode(batch, valid=valid)
+    padding_mask = np.arange(frames[0])[None] < np.array(frames)[:, None]
+    codes = codec.encode(batch, padding_mask=padding_mask)
     counts = [[level.shape[1] for level in each] for each in alone]
     masked = [tuple(level[i, :n] for level, n in zip(codes, counts[i], strict=True)) for i in range(2)]
-    decoded = codec.decode(codes, valid=valid)
+    decoded = codec.decode(codes, padding_mask=padding_mask)
     assert_same(masked, [decoded[i, 0, :length] for i, length in enumerate(lengths)])
 
     # In packed rows.
@@ -130,7 +129,7 @@ def test_another_geometry(name: str, kernel_size: int, dilations: tuple[int, ...
     assert_same([clip.codes for clip in encoded], list(snax.decode_many(codec, encoded, row_seconds=row_seconds)))
 
     # In tiles.
-    with mock.patch.object(blocks, "BLOCK", 170):
+    with mock.patch.object(tiling, "TILE_SAMPLES", 170):
         jax.clear_caches()
         tiled = [codec.encode(clip[None, None]) for clip in clips]
         audio = [codec.decode(codes)[0, 0] for codes in tiled]
@@ -141,10 +140,10 @@ def test_another_geometry(name: str, kernel_size: int, dilations: tuple[int, ...
     streamed, audio = [], []
     encoder, decoder = snax.StreamEncoder(codec), snax.StreamDecoder(codec)
     for clip, codes in zip(clips, alone, strict=True):
-        state, first = encoder.push(encoder.start(), clip[None, None])
-        streamed.append(jax.tree.map(lambda *x: np.concatenate(x, axis=1)[0], first, encoder.finish(state)))
-        state, start = decoder.push(decoder.start(), codes)
-        audio.append(np.concatenate([start, decoder.finish(state)], axis=2)[0, 0])
+        state, first = encoder.step(encoder.init_state(), clip[None, None])
+        streamed.append(jax.tree.map(lambda *x: np.concatenate(x, axis=1)[0], first, encoder.flush(state)))
+        state, start = decoder.step(decoder.init_state(), codes)
+        audio.append(np.concatenate([start, decoder.flush(state)], axis=2)[0, 0])
     assert_same(streamed, audio)
 
 

@@ -166,10 +166,10 @@ def test_valid_in_a_batch_of_two_lengths(name: str) -> None:
     short, long = (small.audio(samples=n * model.config.pad_multiple, seed=n) for n in (3, 20))
     padded = np.concatenate([np.pad(short, ((0, 0), (0, 0), (0, long.shape[-1] - short.shape[-1]))), long])
     frames = [audio.shape[-1] // model.config.hop_length for audio in (short, long)]
-    valid = np.arange(frames[1]) < np.array(frames)[:, None]
-    codes = model.encode(padded, valid=valid)
+    padding_mask = np.arange(frames[1]) < np.array(frames)[:, None]
+    codes = model.encode(padded, padding_mask=padding_mask)
     assert any((a != b).any() for a, b in zip(codes, model.encode(padded), strict=True)), "padding changes nothing here"
-    decoded = model.decode(codes, valid=valid)
+    decoded = model.decode(codes, padding_mask=padding_mask)
     for i, alone in enumerate((short, long)):
         expected = model.encode(alone)
         for ours, level in zip(codes, expected, strict=True):

@@ -105,12 +105,12 @@ def test_rows_and_streams_give_what_each_clip_gives_alone(name: str) -> None:
         np.testing.assert_allclose(decoded, whole[: len(clip)], rtol=0, atol=AUDIO_BOUND)
 
     encoder, decoder = snax.StreamEncoder(model), snax.StreamDecoder(model)
-    state, codes = encoder.push(encoder.start(), alone[1][None, None, :-5])
-    rest = encoder.push(state, alone[1][None, None, -5:])
-    streamed = [np.concatenate(level, axis=1) for level in zip(codes, rest[1], encoder.finish(rest[0]), strict=True)]
+    state, codes = encoder.step(encoder.init_state(), alone[1][None, None, :-5])
+    rest = encoder.step(state, alone[1][None, None, -5:])
+    streamed = [np.concatenate(level, axis=1) for level in zip(codes, rest[1], encoder.flush(rest[0]), strict=True)]
     jax.tree.map(np.testing.assert_array_equal, [level[0] for level in streamed], expected[1])
-    state, sound = decoder.push(decoder.start(), streamed)
-    sound = np.concatenate([sound, decoder.finish(state)], axis=2)[0, 0]
+    state, sound = decoder.step(decoder.init_state(), streamed)
+    sound = np.concatenate([sound, decoder.flush(state)], axis=2)[0, 0]
     np.testing.assert_allclose(sound, silent[1], rtol=0, atol=AUDIO_BOUND)
     if name == "snac_24khz":
         assert 9 * model.config.hop_length < decoder.latency <= 10 * model.config.hop_length

@@ -47,13 +47,13 @@ def decode(
     lookahead: int | None = None,
     key: jax.Array | None = None,
 ) -> list[np.ndarray]:
-    """The pieces of audio that come out when `counts` coarse frames are pushed at a time."""
+    """The pieces of audio that come out when `counts` coarse frames are passed at a time."""
     decoder, strides = snax.StreamDecoder(model, lookahead=lookahead), model.config.vq_strides
-    state, audio = decoder.start(len(codes[0]), key=key), []
+    state, audio = decoder.init_state(len(codes[0]), key=key), []
     for piece in pieces(codes, [math.lcm(*strides) // stride for stride in strides], counts):
-        state, new = decoder.push(state, piece)
+        state, new = decoder.step(state, piece)
         audio.append(new)
-    return [*audio, decoder.finish(state)]
+    return [*audio, decoder.flush(state)]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -65,11 +65,11 @@ def test_streams_are_the_whole(name: str, counts: list[int], samples: int) -> No
     expected = torch_encode(torch_model, clip, model.config.pad_multiple)
 
     encoder = snax.StreamEncoder(model)
-    state, streamed = encoder.start(), []
+    state, streamed = encoder.init_state(), []
     for (piece,) in pieces([clip[None]], [100], [3 * count for count in counts]):
-        state, codes = encoder.push(state, piece[:, None])
+        state, codes = encoder.step(state, piece[:, None])
         streamed.append(codes)
-    streamed.append(encoder.finish(state))
+    streamed.append(encoder.flush(state))
     for ours, theirs in zip(zip(*streamed, strict=True), expected, strict=True):
         np.testing.assert_array_equal(np.concatenate(ours, axis=1)[0], theirs)
 
@@ -136,10 +136,10 @@ def test_lookahead_is_nearer_to_the_whole_the_longer_it_is() -> None:
     assert errors[0] > errors[1] > 1e-4 > AUDIO_BOUND > errors[2]
 
 
-def test_nothing_compiles_after_the_first_push_and_finish() -> None:
+def test_nothing_compiles_after_the_first_step_and_flush() -> None:
     model = small.drawn("plain convolutions, odd rates")
     codes = codes_of(model)
-    with mock.patch.object(streaming, "_step", wraps=streaming._step) as traced:
+    with mock.patch.object(streaming, "step_layers", wraps=streaming.step_layers) as traced:
         decode(model, codes, [1])
         compiled = traced.call_count
         decode(model, codes, [3, 1, 8])
@@ -150,10 +150,10 @@ def test_state_is_a_pytree_and_never_changed() -> None:
     model = small.model()
     decoder, codes = snax.StreamDecoder(model), codes_of(model)
     halves = pieces(codes, [1, 2, 4], [15])
-    state, _ = decoder.push(decoder.start(), halves[0])
+    state, _ = decoder.step(decoder.init_state(), halves[0])
     copied = jax.tree.map(np.array, state)
-    _, audio = decoder.push(state, halves[1])
-    _, again = decoder.push(copied, halves[1])
+    _, audio = decoder.step(state, halves[1])
+    _, again = decoder.step(copied, halves[1])
     np.testing.assert_array_equal(audio, again)
     jax.tree.map(np.testing.assert_array_equal, state, copied)
 
@@ -162,9 +162,9 @@ def test_a_long_stream_goes_on() -> None:
     """Ten days in, where counting samples would have overflowed 32 bits."""
     model = small.model()
     decoder, codes = snax.StreamDecoder(model), codes_of(model)
-    state, _ = decoder.push(decoder.start(), codes)
+    state, _ = decoder.step(decoder.init_state(), codes)
     late = state._replace(frames=10 * 24 * 3600 * small.CONFIG.sampling_rate // small.PAD * 4)
-    np.testing.assert_array_equal(decoder.push(late, codes)[1], decoder.push(state, codes)[1])
+    np.testing.assert_array_equal(decoder.step(late, codes)[1], decoder.step(state, codes)[1])
 
 
 @pytest.mark.usefixtures("as_users_see_it")
@@ -174,14 +174,14 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match=r"lookahead \(=-1\) must be between 0 and"):
         snax.StreamDecoder(model, lookahead=-1)
     with pytest.raises(ValueError, match=r"the state is one of 2 streams, got a batch of 1"):
-        decoder.push(decoder.start(2), codes)
+        decoder.step(decoder.init_state(2), codes)
     with pytest.raises(ValueError, match=r"codes\[2\] must be between 0"):
-        decoder.push(decoder.start(), [*codes[:2], codes[2] + 64])
+        decoder.step(decoder.init_state(), [*codes[:2], codes[2] + 64])
     with pytest.raises(ValueError, match=r"audio must be \(batch, 1, samples\)"):
-        snax.StreamEncoder(model).push(decoder.start(), np.zeros(5, np.float32))
+        snax.StreamEncoder(model).step(decoder.init_state(), np.zeros(5, np.float32))
     windowed = pair("attention of two heads, window longer than the strides")[1]
     decoder = snax.StreamDecoder(windowed)
-    state, audio = decoder.push(decoder.start(), [np.zeros((1, n), np.int32) for n in (2, 4, 8)])
+    state, audio = decoder.step(decoder.init_state(), [np.zeros((1, n), np.int32) for n in (2, 4, 8)])
     assert audio.shape == (1, 1, 0)
     with pytest.raises(ValueError, match="ends 8 latent frames into an attention window of 12"):
-        decoder.finish(state)
+        decoder.flush(state)

@@ -104,13 +104,21 @@ def check_clip_codes(codes: Any, samples: Any, i: int, config: SNACConfig) -> tu
     return levels, samples
 
 
-def check_valid(valid: Any, config: SNACConfig, batch: int, frames: int) -> None:
-    """Raises ValueError unless `valid` is None or a (batch, frames) array of booleans for a codec that can use it."""
-    if valid is None:
+def check_padding_mask(padding_mask: Any, config: SNACConfig, batch: int, frames: int) -> None:
+    """Raises ValueError unless `padding_mask` is None, or (batch, frames) booleans for a codec that can be cut."""
+    if padding_mask is None:
         return
-    if not isinstance(valid, jax.Array | np.ndarray) or valid.dtype != bool or valid.shape != (batch, frames):
-        got = f"{valid.dtype} {valid.shape}" if hasattr(valid, "shape") else type(valid).__name__
-        raise ValueError(f"valid must be booleans, one a latent frame, ({batch}, {frames}), got {got}.")
+    if (
+        not isinstance(padding_mask, jax.Array | np.ndarray)
+        or padding_mask.dtype != bool
+        or padding_mask.shape != (batch, frames)
+    ):
+        got = (
+            f"{padding_mask.dtype} {padding_mask.shape}"
+            if hasattr(padding_mask, "shape")
+            else type(padding_mask).__name__
+        )
+        raise ValueError(f"padding_mask must be booleans, one a latent frame, ({batch}, {frames}), got {got}.")
     check_cuttable(config)
 
 

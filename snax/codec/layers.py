@@ -19,14 +19,14 @@ from . import ops
 
 # Which stretches of time are inside of a clip; each value covers an equal number of steps. None: all of them.
 # Convolutions see zeros in the others, as beyond the ends of an array, so that a clip does not see what is around it.
-Valid = Bool[Array, "_ _"] | None
+PaddingMask = Bool[Array, "_ _"] | None
 
 
-def _inside(x: Float[Array, "batch time channels"], valid: Valid) -> Float[Array, "batch time channels"]:
+def _inside(x: Float[Array, "batch time channels"], padding_mask: PaddingMask) -> Float[Array, "batch time channels"]:
     """x with zeros outside of the clips."""
-    if valid is None:
+    if padding_mask is None:
         return x
-    return jnp.where(jnp.repeat(valid, x.shape[1] // valid.shape[1], axis=1)[..., None], x, 0)
+    return jnp.where(jnp.repeat(padding_mask, x.shape[1] // padding_mask.shape[1], axis=1)[..., None], x, 0)
 
 
 # None makes an abstract module, whose parameters are `jax.ShapeDtypeStruct`, for a checkpoint to fill. `nnx.eval_shape`
@@ -54,7 +54,7 @@ def constant(rngs: Rngs, shape: tuple[int, ...], value: float) -> nnx.Param[Arra
 class Context(NamedTuple):
     """Inputs of a layer beside its signal."""
 
-    valid: Valid = None
+    padding_mask: PaddingMask = None
     # For each block of the decoder a value for each time step of its output, (batch or 1, time). None: no noise.
     noise: Sequence[Float[Array, "_ time"]] | None = None
 
@@ -177,7 +177,7 @@ class Conv(Layer):
         self, x: Float[Array, "batch time in_channels"], context: Context = Context()
     ) -> Float[Array, "batch time out_channels"]:
         if self.receptive_field:
-            x = _inside(x, context.valid)
+            x = _inside(x, context.padding_mask)
         apply = ops.conv if self.groups == 1 else ops.depthwise_conv
         y = apply(x, self.kernel[...], self.dilation)
         return y if self.bias is None else y + self.bias[None, None]
@@ -210,7 +210,7 @@ class StridedConv(Layer):
     def __call__(
         self, x: Float[Array, "batch time in_channels"], context: Context = Context()
     ) -> Float[Array, "batch frames out_channels"]:
-        return ops.strided_conv(_inside(x, context.valid), self.kernel[...]) + self.bias[None, None]
+        return ops.strided_conv(_inside(x, context.padding_mask), self.kernel[...]) + self.bias[None, None]
 
 
 class TransposedConv(Layer):
@@ -233,7 +233,7 @@ class TransposedConv(Layer):
     def __call__(
         self, x: Float[Array, "batch frames in_channels"], context: Context = Context()
     ) -> Float[Array, "batch time out_channels"]:
-        return ops.transposed_conv(_inside(x, context.valid), self.kernel[...]) + self.bias[None, None]
+        return ops.transposed_conv(_inside(x, context.padding_mask), self.kernel[...]) + self.bias[None, None]
 
 
 # Of all convolutions without a stride but the pointwise ones; and of the residual units of a block.

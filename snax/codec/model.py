@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int32, Integer, Key, PRNGKeyArray
 
 from .attention import LocalMHA
 from .config import SNACConfig
-from .inputs import check_audio, check_codes, check_latents, check_valid
+from .inputs import check_audio, check_codes, check_latents, check_padding_mask
 from .layers import (
     KERNEL_SIZE,
     Context,
@@ -25,11 +25,11 @@ from .layers import (
     DecoderBlock,
     EncoderBlock,
     Layer,
+    PaddingMask,
     Rngs,
     Sequential,
     Snake,
     Tanh,
-    Valid,
     run,
 )
 from .quantizer import ResidualVectorQuantize
@@ -148,10 +148,10 @@ class SNAC(nnx.Module):
     Bad input raises `ValueError`: wrong rank, channels or dtype always; NaN, infinity and codes outside the codebook
     only outside of the caller's `jit`, where values can be seen. Inside, such codes are clamped to the codebook.
 
-    Batches of different lengths: `valid`, (batch, latent frames), says which frames belong to a clip. What is outside
-    is as if beyond the ends of the clip, which so gets the codes and the audio that it gets alone; what comes out there
-    means nothing. Clips begin and end at multiples of `config.pad_multiple`, padded with zeros to them. (Several in one
-    row must be some frames apart: `snax.encode_many` and `snax.decode_many` see to that.)
+    For clips of different lengths in a batch pass `padding_mask`, (batch, latent frames), True where a frame belongs to
+    a clip. Masked frames act as zero padding, so each clip gets the result that it would get alone. Outputs at masked
+    frames are undefined. Clips begin and end at multiples of `config.pad_multiple` samples, and audio is zero-padded to
+    them. Several clips in one row need a gap between them: `snax.encode_many` and `snax.decode_many` take care of it.
 
     Args:
         config: the architecture.
@@ -178,7 +178,7 @@ class SNAC(nnx.Module):
         self,
         audio: Float[Array | np.ndarray, "batch 1 samples"],
         *,
-        valid: Bool[Array | np.ndarray, "batch frames"] | None = None,
+        padding_mask: Bool[Array | np.ndarray, "batch frames"] | None = None,
     ) -> tuple[Int32[Array, "batch _"], ...]:
         """The codes of `audio` at `config.sampling_rate`, zero-padded to a multiple of `config.pad_multiple` samples.
 
@@ -186,15 +186,15 @@ class SNAC(nnx.Module):
             For each of `config.vq_strides` an array (batch, padded samples / hop_length / stride), coarse to fine.
         """
         padded = self._padded(audio)
-        check_valid(valid, self.config, len(padded), padded.shape[-1] // self.config.hop_length)
-        return self._encode(padded, valid)
+        check_padding_mask(padding_mask, self.config, len(padded), padded.shape[-1] // self.config.hop_length)
+        return self._encode(padded, padding_mask)
 
     def decode(
         self,
         codes: Sequence[Integer[Array | np.ndarray, "batch _"]],
         *,
         key: PRNGKeyArray | Key[Array, " batch"] | None = None,
-        valid: Bool[Array | np.ndarray, "batch frames"] | None = None,
+        padding_mask: Bool[Array | np.ndarray, "batch frames"] | None = None,
     ) -> Float[Array, "batch 1 samples"]:
         """The audio of `codes`: `hop_length` samples for each latent frame, those of `encode`'s padding too.
 
@@ -204,8 +204,8 @@ class SNAC(nnx.Module):
                 the same codes sound the same alone, in a batch, cut or streamed. Without a key there is no noise.
         """
         checked = self._checked(codes)
-        check_valid(valid, self.config, len(checked[0]), checked[0].shape[1] * self.config.vq_strides[0])
-        return self._decode(checked, key, valid)
+        check_padding_mask(padding_mask, self.config, len(checked[0]), checked[0].shape[1] * self.config.vq_strides[0])
+        return self._decode(checked, key, padding_mask)
 
     def __call__(
         self,
@@ -221,12 +221,12 @@ class SNAC(nnx.Module):
         self,
         audio: Float[Array | np.ndarray, "batch 1 samples"],
         *,
-        valid: Bool[Array | np.ndarray, "batch frames"] | None = None,
+        padding_mask: Bool[Array | np.ndarray, "batch frames"] | None = None,
     ) -> Float[Array, "batch frames latent_dim"]:
         """What the encoder makes of `audio`, padded as `encode` pads it."""
         padded = self._padded(audio)
-        check_valid(valid, self.config, len(padded), padded.shape[-1] // self.config.hop_length)
-        return self._audio_to_latents(padded, valid)
+        check_padding_mask(padding_mask, self.config, len(padded), padded.shape[-1] // self.config.hop_length)
+        return self._audio_to_latents(padded, padding_mask)
 
     def quantize(
         self, latents: Float[Array | np.ndarray, "batch frames latent_dim"]
@@ -250,16 +250,16 @@ class SNAC(nnx.Module):
         latents: Float[Array | np.ndarray, "batch frames latent_dim"],
         *,
         key: PRNGKeyArray | Key[Array, " batch"] | None = None,
-        valid: Bool[Array | np.ndarray, "batch frames"] | None = None,
+        padding_mask: Bool[Array | np.ndarray, "batch frames"] | None = None,
     ) -> Float[Array, "batch 1 samples"]:
         """What the decoder makes of `latents`; `key` as in `decode`."""
         check_latents(latents, self.config)
-        check_valid(valid, self.config, *latents.shape[:2])
-        return self._latents_to_audio(jnp.asarray(latents, self.dtype), key, valid)
+        check_padding_mask(padding_mask, self.config, *latents.shape[:2])
+        return self._latents_to_audio(jnp.asarray(latents, self.dtype), key, padding_mask)
 
     @compiled
-    def _audio_to_latents(self, audio: Array, valid: Valid = None) -> Array:
-        return self.encoder(audio.swapaxes(1, 2), Context(valid))
+    def _audio_to_latents(self, audio: Array, padding_mask: PaddingMask = None) -> Array:
+        return self.encoder(audio.swapaxes(1, 2), Context(padding_mask))
 
     @compiled
     def _quantize(self, latents: Array) -> tuple[Array, tuple[Array, ...]]:
@@ -272,25 +272,29 @@ class SNAC(nnx.Module):
 
     @compiled
     def _latents_to_audio(
-        self, latents: Array, key: Array | None, valid: Valid = None, numbers: Array | None = None
+        self, latents: Array, key: Array | None, padding_mask: PaddingMask = None, positions: Array | None = None
     ) -> Array:
         noise = None
         if key is not None:
-            numbers = jnp.arange(latents.shape[1])[None] if numbers is None else numbers
-            noise = draw_noise(self.config, key, numbers)
+            positions = jnp.arange(latents.shape[1])[None] if positions is None else positions
+            noise = draw_noise(self.config, key, positions)
             if len(noise[0]) not in (1, len(latents)):
                 raise ValueError(f"key must be one, or one for each of {len(latents)} rows, got {len(noise[0])}.")
-        return self.decoder(latents, Context(valid, noise)).swapaxes(1, 2)
+        return self.decoder(latents, Context(padding_mask, noise)).swapaxes(1, 2)
 
     @compiled
-    def _encode(self, audio: Array, valid: Valid = None) -> tuple[Array, ...]:
-        return self._quantize(self._audio_to_latents(audio, valid))[1]
+    def _encode(self, audio: Array, padding_mask: PaddingMask = None) -> tuple[Array, ...]:
+        return self._quantize(self._audio_to_latents(audio, padding_mask))[1]
 
     @compiled
     def _decode(
-        self, codes: tuple[Array, ...], key: Array | None, valid: Valid = None, numbers: Array | None = None
+        self,
+        codes: tuple[Array, ...],
+        key: Array | None,
+        padding_mask: PaddingMask = None,
+        positions: Array | None = None,
     ) -> Array:
-        return self._latents_to_audio(self._dequantize(codes), key, valid, numbers)
+        return self._latents_to_audio(self._dequantize(codes), key, padding_mask, positions)
 
     @compiled
     def _reconstruct(self, audio: Array, key: Array | None) -> tuple[Array, tuple[Array, ...]]:
@@ -312,7 +316,7 @@ class SNAC(nnx.Module):
 
 
 def draw_noise(
-    config: SNACConfig, key: PRNGKeyArray | Key[Array, " batch"], numbers: Int32[Array, "_ frames"]
+    config: SNACConfig, key: PRNGKeyArray | Key[Array, " batch"], positions: Int32[Array, "_ frames"]
 ) -> tuple[Float[Array, "_ _"], ...]:
     """Standard normal values for each decoder block's time steps: what a frame gets depends on nothing but its key,
     one for all rows or one for each, and its number in its clip.
@@ -321,13 +325,13 @@ def draw_noise(
         key = jax.random.wrap_key_data(key)
     fold_each = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
     per_row = 0 if key.ndim else None
-    if per_row == 0 and len(numbers) == 1:
-        numbers = jnp.broadcast_to(numbers, (len(key), numbers.shape[1]))
-    keys = jax.vmap(fold_each, in_axes=(per_row, 0))(key, numbers)
+    if per_row == 0 and len(positions) == 1:
+        positions = jnp.broadcast_to(positions, (len(key), positions.shape[1]))
+    keys = jax.vmap(fold_each, in_axes=(per_row, 0))(key, positions)
 
     def draw(block: int, samples: int) -> Array:
         normal = jax.vmap(jax.vmap(lambda frame: jax.random.normal(jax.random.fold_in(frame, block), (samples,))))
-        return normal(keys).reshape(len(numbers), -1)
+        return normal(keys).reshape(len(positions), -1)
 
     samples_per_frame = itertools.accumulate(config.decoder_rates, operator.mul)
     return tuple(draw(block, samples) for block, samples in enumerate(samples_per_frame))

@@ -1,8 +1,8 @@
-"""The layers nearest to the audio, run in blocks of time that fit close to the processor.
+"""Tile the full-rate layers in time so that their activations stay in cache.
 
-They make most of the codec's values and see little of the audio, about a latent frame to each side. In blocks with
-that context their values stay in a CPU's caches or a TPU's vector memory instead of passing through main memory a
-dozen times: on two cores 10 s are encoded 1.3 times as fast, and a TPU v5e moves a tenth of the bytes.
+These layers make most of the codec's activations, and their receptive field is about one latent frame. In tiles with
+that much context the activations stay in a CPU's cache or a TPU's vector memory instead of passing through main memory
+a dozen times: on two cores 10 s are encoded 1.3 times as fast, and a TPU v5e moves a tenth of the bytes.
 """
 
 import math
@@ -15,11 +15,11 @@ from jaxtyping import Float
 
 from .layers import Context, Layer, StridedConv, flatten, output_ratio, receptive_field, run
 
-# Samples of audio in a block. With 64 channels that is 4 MiB: measured on two cores with 1 MiB of L2 each and 32 MiB of
+# Samples of audio in a tile. With 64 channels that is 4 MiB: measured on two cores with 1 MiB of L2 each and 32 MiB of
 # L3 together, where half of it is 5 % slower for the context computed twice and twice of it no faster.
-BLOCK = 16384
-# A GPU wants all the work at once; blocks, of the whole batch's samples, only bound its memory.
-GPU_BLOCK = 1 << 23
+TILE_SAMPLES = 16384
+# A GPU is fastest without tiles. There they bound the memory, and count the samples of the whole batch.
+GPU_TILE_SAMPLES = 1 << 23
 
 
 def map_tiles(
@@ -33,12 +33,12 @@ def map_tiles(
     # Whether this is compiled for a GPU is not known before it is lowered; where snax computes elsewhere than on the
     # default device, only its speed suffers.
     on_gpu = jax.default_backend() == "gpu"
-    count = round(max(len(x) * samples / GPU_BLOCK, 1)) if on_gpu else round(samples / BLOCK)
+    count = round(max(len(x) * samples / GPU_TILE_SAMPLES, 1)) if on_gpu else round(samples / TILE_SAMPLES)
     if count < 2 or any(isinstance(layer, StridedConv) and layer.stride == 1 for layer in layers):
         return run(layers, x, context)
-    valid, noise = context
-    valid = jnp.ones((1, frames), bool) if valid is None else valid
-    valid = jnp.repeat(valid, frames // valid.shape[1], axis=1)
+    padding_mask, noise = context
+    padding_mask = jnp.ones((1, frames), bool) if padding_mask is None else padding_mask
+    padding_mask = jnp.repeat(padding_mask, frames // padding_mask.shape[1], axis=1)
     tile, margin = math.ceil(frames / count), math.ceil(receptive_field(layers) * frames / x.shape[1])
 
     def padded(x: Array) -> Array:
@@ -46,7 +46,7 @@ def map_tiles(
         widths = [(0, 0), (margin * each, (count * tile - frames + margin) * each)]
         return jnp.pad(x, widths + [(0, 0)] * (x.ndim - 2))
 
-    everything = jax.tree.map(padded, (x, Context(valid, noise)))
+    everything = jax.tree.map(padded, (x, Context(padding_mask, noise)))
 
     def one(i: Array) -> Array:
         def window(x: Array) -> Array:

@@ -1,9 +1,14 @@
-"""Clips of any length through rows of one fixed shape: each gets exactly the codes and the audio that it gets alone.
+"""Clips of any length in packed rows of one fixed shape. Each clip gets the codes and the audio that it gets alone.
 
-All clips are laid on one tape in their order, each a whole number of pad multiples long, with a gap between them that
-no single convolution reaches across; `valid` keeps them apart. Rows are cut from the tape wherever they end. What a row
-needs to see of its neighbours is computed in both. So one compilation serves everything, memory does not depend on the
-clips, and little is computed that nobody asked for.
+Clips are laid end to end on a tape, each padded to whole pad multiples, with a gap between them that is wider than the
+receptive field of any single layer. A padding mask separates them. Rows are cut from the tape at fixed places, and
+share some context with their neighbours:
+
+    tape    | clip 0   | gap | clip 1                       | gap | clip 2     |
+    row 0   [context |                     | context]
+    row 1                        [context |                     | context]
+
+One compilation serves all lengths, and memory does not depend on them.
 """
 
 import dataclasses
@@ -96,9 +101,9 @@ def decode_many(
     frames = np.arange(layout.frames)
 
     def run(units: np.ndarray, *codes: np.ndarray) -> Sequence[Array]:
-        numbers = (units[..., None] * layout.frames + frames).reshape(len(units), -1).astype(np.int32)
-        codes, valid, numbers = layout.sharded(codes, units >= 0, numbers)
-        return [model._decode(codes, key, valid, numbers)[:, 0]]
+        positions = (units[..., None] * layout.frames + frames).reshape(len(units), -1).astype(np.int32)
+        codes, padding_mask, positions = layout.sharded(codes, units >= 0, positions)
+        return [model._decode(codes, key, padding_mask, positions)[:, 0]]
 
     checked = (check_clip_codes(*_as_encoded(clip), i, model.config) for i, clip in enumerate(clips))
     widths = [layout.frames // stride for stride in model.config.vq_strides]
@@ -255,13 +260,13 @@ def _batches(
     """Rows cut from the tape, as `run` takes them. Says in `waiting` where on the tape each clip lies."""
     size = layout.units + 2 * layout.context
     rows = np.arange(layout.rows)[:, None] * (layout.length - 2 * layout.context) + np.arange(layout.length)
-    numbers = np.full((size, 1), -1, np.int32)
+    positions = np.full((size, 1), -1, np.int32)
     tape = [np.zeros((size, width), dtype) for width in widths]
 
     def cut() -> list[np.ndarray]:
         """The rows that are laid; moves what is context of the next ones to the front and clears the rest."""
-        batch = [part[rows].reshape(layout.rows, -1) for part in (numbers, *tape)]
-        for part, empty in ((numbers, -1), *((part, 0) for part in tape)):
+        batch = [part[rows].reshape(layout.rows, -1) for part in (positions, *tape)]
+        for part, empty in ((positions, -1), *((part, 0) for part in tape)):
             part[: 2 * layout.context] = part[layout.units :].copy()
             part[2 * layout.context :] = empty
         return batch
@@ -276,7 +281,7 @@ def _batches(
                 yield cut()
                 at, begin = at - layout.units, begin + layout.units
             new = min(count - done, size - at)
-            numbers[at : at + new, 0] = np.arange(done, done + new)
+            positions[at : at + new, 0] = np.arange(done, done + new)
             for part, array, width in zip(tape, arrays, widths, strict=True):
                 values = array[done * width : (done + new) * width]
                 part[at : at + new].reshape(-1)[: len(values)] = values

@@ -26,7 +26,7 @@ class StreamState(NamedTuple):
     """What a batch of streams in step needs to go on. A pytree; arrays have the batch in front."""
 
     frames: int  # latent frames that went through
-    rest: tuple[np.ndarray, ...]  # input that waits for more
+    pending: tuple[np.ndarray, ...]  # input that waits for more
     caches: tuple[Array, ...]
     key: PRNGKeyArray | Key[Array, " batch"] | None
 
@@ -35,17 +35,17 @@ class StreamDecoder:
     """Audio as the codes come, sample for sample what `SNAC.decode` makes of all of them.
 
         decoder = snax.StreamDecoder(model)
-        state = decoder.start()
+        state = decoder.init_state()
         for codes in ...:                            # for each level (batch, frames / stride)
-            state, audio = decoder.push(state, codes)
-        audio = decoder.finish(state)
+            state, audio = decoder.step(state, codes)
+        audio = decoder.flush(state)
 
-    The first push compiles, and so does the first `finish`; after that nothing does.
+    The first `step` and the first `flush` compile; later ones do not.
 
     Args:
         model: the codec.
         lookahead: latent frames to wait for before audio is given out. Default: as many as `decode`'s own samples take
-            (10 at 24 kHz). With fewer, the end of each push is decoded as if the stream ended there, and once more when
+            (10 at 24 kHz). With fewer, the end of each step is decoded as if the stream ended there, and once more when
             the next has come; how far off that is stands in benchmarks/README.md.
 
     Raises:
@@ -66,11 +66,11 @@ class StreamDecoder:
                 raise ValueError(f"lookahead (={lookahead}) must be between 0 and {most} latent frames.")
             self.latency = min(self.latency, lookahead * config.hop_length)
 
-    def start(self, batch: int = 1, *, key: PRNGKeyArray | Key[Array, " batch"] | None = None) -> StreamState:
+    def init_state(self, batch: int = 1, *, key: PRNGKeyArray | Key[Array, " batch"] | None = None) -> StreamState:
         """The state of `batch` streams before their first codes; `key` as in `SNAC.decode`."""
-        return self._stream.start(batch, key)
+        return self._stream.init_state(batch, key)
 
-    def push(
+    def step(
         self, state: StreamState, codes: Sequence[Integer[Array | np.ndarray, "batch _"]]
     ) -> tuple[StreamState, Float[np.ndarray, "batch 1 samples"]]:
         """Takes the next codes, any whole number of coarse frames; gives the samples that are now to be heard.
@@ -81,20 +81,20 @@ class StreamDecoder:
             ValueError: for codes that `SNAC.decode` would refuse, or of another batch than the state's.
         """
         check_codes(codes, self._config)
-        new, (audio,) = self._stream.push(state, codes, self._lag)
+        new, (audio,) = self._stream.step(state, codes, self._lag)
         return new, audio[:, None]
 
-    def finish(self, state: StreamState) -> Float[np.ndarray, "batch 1 samples"]:
+    def flush(self, state: StreamState) -> Float[np.ndarray, "batch 1 samples"]:
         """The samples that are left once there are no more codes.
 
         Raises:
             ValueError: if the last attention window is not full.
         """
-        if state.rest[0].shape[1]:
-            frames = state.rest[0].shape[1] * self._config.vq_strides[0]
+        if state.pending[0].shape[1]:
+            frames = state.pending[0].shape[1] * self._config.vq_strides[0]
             raise ValueError(
                 f"the stream ends {frames} latent frames into an attention window of {self._config.attn_window_size}: "
-                "push codes for all of it."
+                "pass codes for all of it."
             )
         return self._stream.tail(state, self._lag)[0][:, None]
 
@@ -112,11 +112,11 @@ class StreamEncoder:
         self.latency = int(self._stream.delay * model.config.pad_multiple)
         """Samples by which the codes are behind the audio, once that is a multiple of `config.pad_multiple`."""
 
-    def start(self, batch: int = 1) -> StreamState:
+    def init_state(self, batch: int = 1) -> StreamState:
         """The state of `batch` streams before their first audio."""
-        return self._stream.start(batch, None)
+        return self._stream.init_state(batch, None)
 
-    def push(
+    def step(
         self, state: StreamState, audio: Float[Array | np.ndarray, "batch 1 samples"]
     ) -> tuple[StreamState, tuple[Int32[np.ndarray, "batch _"], ...]]:
         """Takes the next audio, any number of samples; gives the codes that are now final, often none.
@@ -125,21 +125,21 @@ class StreamEncoder:
             ValueError: for audio that `SNAC.encode` would refuse, or of another batch than the state's.
         """
         check_audio(audio)
-        new, codes = self._stream.push(state, [audio[:, 0]], self._stream.delay)
+        new, codes = self._stream.step(state, [audio[:, 0]], self._stream.delay)
         return new, tuple(codes)
 
-    def finish(self, state: StreamState) -> tuple[Int32[np.ndarray, "batch _"], ...]:
+    def flush(self, state: StreamState) -> tuple[Int32[np.ndarray, "batch _"], ...]:
         """The codes that are left once there is no more audio; zero-padded as `SNAC.encode` pads it."""
-        batch, samples = state.rest[0].shape
+        batch, samples = state.pending[0].shape
         padding = np.zeros((batch, -samples % self._config.pad_multiple), np.float32)
-        last, codes = self._stream.push(state, [padding], self._stream.delay)
+        last, codes = self._stream.step(state, [padding], self._stream.delay)
         tail = self._stream.tail(last, self._stream.delay)
         return tuple(np.concatenate(level, axis=1) for level in zip(codes, tail, strict=True))
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["outputs", "caches"], meta_fields=["delay"])
 @dataclasses.dataclass(frozen=True)
-class _Step:
+class _Output:
     """What came of some input: `outputs`, each (batch, values in time), `delay` units of time behind it.
 
     Arrays, or their shapes.
@@ -159,7 +159,7 @@ class _Stream:
         dtype: of the inputs.
     """
 
-    def __init__(self, model: SNAC, apply: Callable[..., _Step], widths: Sequence[int], dtype: type[np.generic]):
+    def __init__(self, model: SNAC, apply: Callable[..., _Output], widths: Sequence[int], dtype: type[np.generic]):
         check_cuttable(model.config)
         self._model, self._apply, self._widths, self._dtype = model, apply, widths, dtype
         self._unit = model.config.pad_multiple // model.config.hop_length
@@ -167,19 +167,19 @@ class _Stream:
         self._shapes = jax.eval_shape(apply, model, unit, None, None, 0, False)
         self.delay = self._shapes.delay
 
-    def start(self, batch: int, key: Array | None) -> StreamState:
+    def init_state(self, batch: int, key: Array | None) -> StreamState:
         caches = tuple(jnp.zeros((batch, *cache.shape[1:]), cache.dtype) for cache in self._shapes.caches)
         return StreamState(0, tuple(np.zeros((batch, 0), self._dtype) for _ in self._widths), caches, key)
 
-    def push(
+    def step(
         self, state: StreamState, inputs: Sequence[Array | np.ndarray], lag: Fraction
     ) -> tuple[StreamState, list[np.ndarray]]:
         """The state after `inputs`, and the outputs that are now `lag` units old."""
-        if len(inputs[0]) != len(state.rest[0]):
-            raise ValueError(f"the state is one of {len(state.rest[0])} streams, got a batch of {len(inputs[0])}.")
+        if len(inputs[0]) != len(state.pending[0]):
+            raise ValueError(f"the state is one of {len(state.pending[0])} streams, got a batch of {len(inputs[0])}.")
         arrived = [
-            np.concatenate([rest, np.asarray(new).astype(self._dtype)], axis=1)
-            for rest, new in zip(state.rest, inputs, strict=True)
+            np.concatenate([pending, np.asarray(new).astype(self._dtype)], axis=1)
+            for pending, new in zip(state.pending, inputs, strict=True)
         ]
         units, caches, outputs = arrived[0].shape[1] // self._widths[0], state.caches, []
         before = int(state.frames)
@@ -188,25 +188,25 @@ class _Stream:
             step = self._apply(self._model, unit, caches, state.key, before + i * self._unit, False)
             outputs.append(step.outputs)
             caches = step.caches
-        rest = tuple(x[:, units * width :] for x, width in zip(arrived, self._widths, strict=True))
-        new = StreamState(before + units * self._unit, rest, caches, state.key)
+        pending = tuple(x[:, units * width :] for x, width in zip(arrived, self._widths, strict=True))
+        new = StreamState(before + units * self._unit, pending, caches, state.key)
         if units and lag < self.delay:
             outputs.append(self._ending(new, self.delay - lag))
         begin, end = Fraction(before, self._unit), Fraction(new.frames, self._unit)
         return new, self._between(
-            outputs, begin, max(begin - lag, Fraction(0)), max(end - lag, Fraction(0)), len(rest[0])
+            outputs, begin, max(begin - lag, Fraction(0)), max(end - lag, Fraction(0)), len(pending[0])
         )
 
     def tail(self, state: StreamState, lag: Fraction) -> list[np.ndarray]:
         """The outputs that are not `lag` units old yet, of streams that end here."""
         end = Fraction(int(state.frames), self._unit)
         return self._between(
-            [self._ending(state, self.delay)], end, max(end - lag, Fraction(0)), end, len(state.rest[0])
+            [self._ending(state, self.delay)], end, max(end - lag, Fraction(0)), end, len(state.pending[0])
         )
 
     def _ending(self, state: StreamState, units: Fraction) -> list[Array]:
         """What comes out next, at least `units` of it, if no more input comes."""
-        nothing = [np.zeros((len(state.rest[0]), math.ceil(units) * width), self._dtype) for width in self._widths]
+        nothing = [np.zeros((len(state.pending[0]), math.ceil(units) * width), self._dtype) for width in self._widths]
         return self._apply(self._model, nothing, state.caches, state.key, state.frames, True).outputs
 
     def _between(
@@ -230,13 +230,13 @@ def _encode(
     key: None,
     frames: int | Array,
     ended: bool | Array,
-) -> _Step:
+) -> _Output:
     config = model.config
     layers = [*model.encoder.layers, _Align(math.lcm(*config.vq_strides))]
     audio = inputs[0][..., None].astype(model.dtype)
-    latents, caches, delay = _step(layers, audio, config.hop_length, past, frames, ended)
+    latents, caches, delay = step_layers(layers, audio, config.hop_length, past, frames, ended)
     codes = model.quantizer(latents).codes
-    return _Step(list(codes), caches, Fraction(delay * config.hop_length, config.pad_multiple))
+    return _Output(list(codes), caches, Fraction(delay * config.hop_length, config.pad_multiple))
 
 
 @compiled
@@ -247,12 +247,12 @@ def _decode(
     key: Array | None,
     frames: int | Array,
     ended: bool | Array,
-) -> _Step:
+) -> _Output:
     config = model.config
     latents = model.quantizer.dequantize(inputs)
     draw = None if key is None else functools.partial(draw_noise, config, key)
-    audio, caches, delay = _step(model.decoder.layers, latents, 1, past, frames, ended, draw)
-    return _Step([audio[..., 0]], caches, Fraction(delay, config.pad_multiple))
+    audio, caches, delay = step_layers(model.decoder.layers, latents, 1, past, frames, ended, draw)
+    return _Output([audio[..., 0]], caches, Fraction(delay, config.pad_multiple))
 
 
 class _Align(Layer):
@@ -274,7 +274,7 @@ class _Align(Layer):
 FAR = 4096
 
 
-def _step(
+def step_layers(
     layers: Iterable[Layer],
     x: Array,
     rate: int,
@@ -294,7 +294,7 @@ def _step(
         past: what the layers kept at the last call. None: zeros.
         frames: latent frames before `x`.
         ended: whether `x` is only padding after the end of the stream.
-        draw: gives the noise of all decoder blocks for latent frames of these numbers, (1, frames).
+        draw: gives the noise of all decoder blocks for latent frames of these positions, (1, frames).
 
     Returns:
         The output, as many steps as `x` times the layers' output ratio, what the layers keep, and by how many of its
@@ -313,15 +313,15 @@ def _step(
             kept.append(x[:, steps:])
         x = x[:, : steps + 2 * reach]
         position = jnp.arange(x.shape[1]) - due - reach  # from the first step of the new input
-        valid = (position >= -before * rate) & (position < after * rate)
+        padding_mask = (position >= -before * rate) & (position < after * rate)
         noise = None
         if draw is not None and isinstance(layer, NoiseBlock):
             # From the latent frame in which x begins to the one in which it ends.
             first = -(-due // rate)
-            numbers = frames - first + jnp.arange(first - (due - steps) // rate)
+            positions = frames - first + jnp.arange(first - (due - steps) // rate)
             skipped = first * rate - due
-            noise = [draws[:, skipped : skipped + steps] for draws in draw(numbers[None])]
-        y = layer(x, Context(valid[None], noise))
+            noise = [draws[:, skipped : skipped + steps] for draws in draw(positions[None])]
+        y = layer(x, Context(padding_mask[None], noise))
         x = y[:, int(reach * layer.output_ratio) : int((reach + steps) * layer.output_ratio)]
         rate, delay = int(rate * layer.output_ratio), int(due * layer.output_ratio)
     return x, tuple(kept), delay

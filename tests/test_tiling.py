@@ -1,4 +1,4 @@
-"""Layers in blocks of time against the same layers in one piece."""
+"""Layers in tiles of time against the same layers in one piece."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,24 +11,24 @@ import small
 from jax.sharding import NamedSharding, PartitionSpec
 
 import snax
-from snax.codec import tiling as blocks
+from snax.codec import tiling
 from snax.codec.layers import receptive_field
 
 KEY = jax.random.key(1)
-FRAMES = 120  # 4 to 22 of the blocks below, the last of them not always whole
+FRAMES = 120  # 4 to 22 of the tiles below, the last of them not always whole
 
 
 @pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(blocks, "BLOCK", 130)
-    jax.clear_caches()  # what was compiled for blocks of another size
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(tiling, "TILE_SAMPLES", 130)
+    jax.clear_caches()  # what was compiled for tiles of another size
     yield
     jax.clear_caches()
 
 
 def in_one_piece(f: Callable[..., Any], *args: Any) -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "BLOCK", 10**9)
+        patch.setattr(tiling, "TILE_SAMPLES", 10**9)
         jax.clear_caches()
         result = jax.jit(f)(*args)
     jax.clear_caches()
@@ -49,8 +49,8 @@ def assert_close(found: jax.Array, expected: jax.Array) -> None:
         pytest.param("decoder with other rates", marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.usefixtures("small_blocks")
-def test_blocks_change_nothing(name: str) -> None:
+@pytest.mark.usefixtures("small_tiles")
+def test_tiles_change_nothing(name: str) -> None:
     model = small.drawn(name)
     audio = jnp.asarray(small.audio(batch=2, samples=FRAMES * model.config.hop_length))
     latents = in_one_piece(type(model).audio_to_latents, model, audio)
@@ -59,18 +59,18 @@ def test_blocks_change_nothing(name: str) -> None:
     assert_close(jax.jit(decode)(model, latents, key=KEY), in_one_piece(lambda *a: decode(*a, key=KEY), model, latents))
 
 
-@pytest.mark.usefixtures("small_blocks")
-def test_blocks_with_half_the_context_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("small_tiles")
+def test_tiles_with_half_the_context_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small.drawn("depthwise")
     audio = jnp.asarray(small.audio(samples=FRAMES * small.HOP))
     latents = in_one_piece(type(model).audio_to_latents, model, audio)
-    monkeypatch.setattr(blocks, "receptive_field", lambda layers: receptive_field(layers) // 2)
+    monkeypatch.setattr(tiling, "receptive_field", lambda layers: receptive_field(layers) // 2)
     with pytest.raises(AssertionError, match="Not equal"):
         assert_close(jax.jit(type(model).audio_to_latents)(model, audio), latents)
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.usefixtures("small_tiles")
 def test_gradients() -> None:
     model = small.drawn("depthwise")
     audio = jnp.asarray(small.audio(samples=FRAMES * small.HOP))
@@ -83,7 +83,7 @@ def test_gradients() -> None:
         assert float(jnp.linalg.norm(ours - whole)) <= 1e-4 * float(jnp.linalg.norm(whole)), "of float32 sums over time"
 
 
-@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.usefixtures("small_tiles")
 def test_sharded_batch_stays_where_it_is() -> None:
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     model = small.drawn("depthwise")
