@@ -18,7 +18,7 @@ import snax
 from benchmarks.many import clips
 from snax.codec.config import PUBLISHED_CONFIGS
 from snax.data import audio
-from snax.extract.run import Job, extract
+from snax.extract.run import ExtractConfig, extract
 
 SECONDS, RATE, TURNS = 1200, 44_100, 3
 
@@ -41,7 +41,7 @@ def main() -> None:
             bare.append(speed(begin))
             begin = time.perf_counter()
             out = Path(folder, f"out {turn}")
-            end = extract(model, Job([str(corpus)], str(out), "snac_24khz"))
+            end = extract(model, ExtractConfig([str(corpus)], str(out), "snac_24khz"))
             whole.append(speed(begin))
             print(f"encode_many {bare[-1]:.1f} x real time, extract {whole[-1]:.1f} x; {json.dumps(end['seconds'])}")
         for row, clip in zip(snax.open_tokens(out), encoded, strict=True):

@@ -91,7 +91,7 @@ def extraction(seconds: float) -> dict[str, Any]:
         corpora.tar(once / "a.tar", corpora.clips(40, seed=3))
 
         def start(corpus: Path, where: Path, processes: int) -> list[Any]:
-            return jobs.start([corpus], where, folder / "model", processes, shard_clips=250, decoders=1)
+            return jobs.start([corpus], where, folder / "model", processes, clips_per_shard=250, num_workers=1)
 
         begin = time.monotonic()
         jobs.finish(start(once, folder / "alone", 1))

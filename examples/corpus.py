@@ -11,7 +11,7 @@ import grain
 import numpy as np
 
 import snax
-from snax.extract.run import Job, extract
+from snax.extract.run import ExtractConfig, extract
 from snax.tokens import ORPHEUS, ORPHEUS_END, ORPHEUS_PAD, ORPHEUS_START
 
 from demo import CLIP, load
@@ -23,7 +23,7 @@ def main() -> None:
     model, name = load()
     with tempfile.TemporaryDirectory() as folder:
         # In a shell: snax extract tests/data -o tokens --tokens orpheus
-        extract(model, Job([str(CLIP.parent)], f"{folder}/tokens", name, tokens="orpheus"))
+        extract(model, ExtractConfig([str(CLIP.parent)], f"{folder}/tokens", name, tokens="orpheus"))
         print(*sorted(str(path.relative_to(folder)) for path in Path(folder, "tokens").iterdir()), sep="\n")
 
         source = snax.open_tokens(f"{folder}/tokens")

@@ -55,7 +55,7 @@ def start(corpus: Path, out: Path, count: int) -> list["subprocess.Popen[bytes]"
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     line = [sys.executable, "-m", "snax.cli", "extract", str(corpus), "-o", str(out), "-m", "mini_16khz"]
-    line += ["--shard-clips=10", "--decoders=1"]
+    line += ["--clips-per-shard=10", "--num-workers=1"]
     told = [[f"--coordinator={address}", f"--num-processes={count}", f"--process-id={i}"] for i in range(count)]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}  # several processes can't share one accelerator
     return [subprocess.Popen(line + (each if count > 1 else []), env=environment) for each in told]

@@ -11,7 +11,7 @@ TEMPORARY = ".snax-{}.tmp"
 
 
 @contextlib.contextmanager
-def replacing(target: Path) -> Iterator[Path]:
+def atomic_write(target: Path) -> Iterator[Path]:
     """A name beside `target`; what is written there takes its place once it is on the disk, unless an error comes."""
     temporary = target.parent / TEMPORARY.format(secrets.token_hex(8))
     try:

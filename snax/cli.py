@@ -22,7 +22,7 @@ import soundfile
 from tqdm import tqdm
 
 from . import compilation_cache, json_text
-from .atomic import replacing
+from .atomic import atomic_write
 from .codec.config import PUBLISHED_CONFIGS, SNACConfig
 from .codec.inputs import check_clip_codes
 from .codec.model import SNAC
@@ -244,7 +244,7 @@ def _output(target: Path) -> Iterator[Path]:
     """A file to write that then takes the place of `target`, or goes to standard output."""
     if target != PIPE:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(target) as temporary:
+        with atomic_write(target) as temporary:
             yield temporary
         return
     with tempfile.TemporaryDirectory() as folder:

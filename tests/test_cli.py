@@ -18,7 +18,7 @@ import snax
 from snax import cli
 from snax.data import audio
 from snax.data.codes_file import CodesFile
-from snax.extract.run import Job, extract
+from snax.extract.run import ExtractConfig, extract
 
 RATE = small.CONFIG.sampling_rate
 
@@ -191,7 +191,7 @@ def test_pipes(corpus: Path, model_folder: str) -> None:
 
 
 def test_extract_and_info(corpus: Path, tmp_path: Path, model_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
-    job = Job([str(corpus)], str(tmp_path / "tokens"), model_folder, decoders=1)
+    job = ExtractConfig([str(corpus)], str(tmp_path / "tokens"), model_folder, num_workers=1)
     extract(small.model(), job)
     assert run("info", tmp_path / "tokens") == 0
     out = capsys.readouterr().out

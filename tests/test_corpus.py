@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snax.data import corpus, decoding
-from snax.data.corpus import CorpusError, Piece, plan
+from snax.data.corpus import CorpusError, Source, plan
 from snax.data.reading import Unreadable, clips
 
 CLIPS = corpora.clips(7)
@@ -25,7 +25,7 @@ CLIPS = corpora.clips(7)
 def ids(*inputs: Path | str) -> list[str]:
     """Of all clips, in the plan's order."""
     shards = plan([str(given) for given in inputs], 1000)
-    return [clip.id for pieces in shards for piece in pieces for clip, _ in clips(piece)]
+    return [clip.id for sources in shards for source in sources for clip, _ in clips(source)]
 
 
 def test_files_folders_and_patterns(tmp_path: Path) -> None:
@@ -43,32 +43,32 @@ def test_patterns(tmp_path: Path) -> None:
     assert sorted(ids(folder / "**" / "*.wav")) == everywhere, "named from where the pattern begins"
 
 
-def _rows(piece: Piece) -> range:
-    return range(piece.first, max(1, piece.end))
+def _rows(source: Source) -> range:
+    return range(source.first, max(1, source.end))
 
 
-# Pieces of every kind: how many files, rows of tables, tars, in turn.
+# Sources of every kind: how many files, rows of tables, tars, in turn.
 KINDS = st.lists(st.tuples(st.sampled_from(["file", "rows", "tar"]), st.integers(0, 40)), max_size=8)
 
 
 @settings(deadline=None)
 @given(KINDS, st.integers(1, 20))
 def test_a_plan_has_every_clip_once(kinds: list[tuple[str, int]], clips_per_shard: int) -> None:
-    pieces = []
+    sources = []
     for i, (kind, count) in enumerate(kinds):
         if kind == "rows":
-            pieces.append(Piece("rows", f"t{i}", f"t{i}", end=count))
+            sources.append(Source("rows", f"t{i}", f"t{i}", end=count))
         else:
-            pieces += [Piece(kind, f"{kind}{i}-{j}", f"{kind}{i}-{j}") for j in range(count)]
-    shards = corpus.shards_of(pieces, clips_per_shard)
+            sources += [Source(kind, f"{kind}{i}-{j}", f"{kind}{i}-{j}") for j in range(count)]
+    shards = corpus.shards_of(sources, clips_per_shard)
     # Disjoint, complete, and in order; a table of no rows has no clips.
-    some = [piece for piece in pieces if piece.kind != "rows" or piece.end]
-    rows = [(piece.file, row) for piece in some for row in _rows(piece)]
-    planned = [(piece.file, row) for shard in shards for piece in shard for row in _rows(piece)]
+    some = [source for source in sources if source.kind != "rows" or source.end]
+    rows = [(source.file, row) for source in some for row in _rows(source)]
+    planned = [(source.file, row) for shard in shards for source in shard for row in _rows(source)]
     assert planned == rows
     for shard in shards:
-        assert 0 < sum(max(1, piece.end - piece.first) for piece in shard) <= clips_per_shard
-        assert len(shard) == 1 or {piece.kind for piece in shard} == {"file"}
+        assert 0 < sum(max(1, source.end - source.first) for source in shard) <= clips_per_shard
+        assert len(shard) == 1 or {source.kind for source in shard} == {"file"}
     assert corpus.from_parquet(corpus.to_parquet(shards)) == shards
     # Any number of processes: each shard is one's.
     for processes in (1, 2, 7):
@@ -108,7 +108,7 @@ def test_a_manifest_of_paths_in_parquet(tmp_path: Path) -> None:
         pa.table({"path": ["a.wav", "/b.wav", "gs://bucket/c.wav"], "key": ["a", "b", "c"]}), tmp_path / "m.parquet"
     )
     (shard,) = plan([str(tmp_path / "m.parquet")], 10)
-    assert [(piece.id, piece.file) for piece in shard] == [
+    assert [(source.id, source.file) for source in shard] == [
         ("a", f"{tmp_path}/a.wav"),
         ("b", "/b.wav"),
         ("c", "gs://bucket/c.wav"),
@@ -136,8 +136,8 @@ def test_what_a_list_from_elsewhere_names(path: str) -> None:
     store = fsspec.filesystem("memory")
     store.pipe_file("/lists/m.jsonl", json.dumps({"path": path}).encode())
     if (message := NOT_LISTED[path]) is None:
-        ((piece,),) = plan(["memory://lists/m.jsonl"], 10)
-        assert piece.file.startswith("memory://")
+        ((source,),) = plan(["memory://lists/m.jsonl"], 10)
+        assert source.file.startswith("memory://")
         return
     with pytest.raises(CorpusError, match=re.escape(f"m.jsonl, clip 1: {path!r} {message}")):
         plan(["memory://lists/m.jsonl"], 10)
@@ -146,7 +146,7 @@ def test_what_a_list_from_elsewhere_names(path: str) -> None:
     sink = io.BytesIO()
     pq.write_table(pa.table({"audio": [{"bytes": None, "path": path}]}), sink)
     store.pipe_file("/lists/t.parquet", sink.getvalue())
-    assert f"{path!r} {message}" in read(Piece("rows", "memory://lists/t.parquet", "t", 0, 1))["t/0"]
+    assert f"{path!r} {message}" in read(Source("rows", "memory://lists/t.parquet", "t", 0, 1))["t/0"]
 
 
 def test_a_table_of_more_rows_than_bytes(tmp_path: Path) -> None:
@@ -171,13 +171,13 @@ def test_names_of_all_kinds(tmp_path: Path) -> None:
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(name)
     shards = plan([str(tmp_path)], 1000)
     assert corpus.from_parquet(corpus.to_parquet(shards)) == shards
-    contents = [content for piece in shards[0] for _, content in clips(piece)]
+    contents = [content for source in shards[0] for _, content in clips(source)]
     assert sorted(decoding._bytes(content) for content in contents) == sorted(ODD_NAMES)
-    names = [clip.id for piece in shards[0] for clip, _ in clips(piece)]
+    names = [clip.id for source in shards[0] for clip, _ in clips(source)]
     assert len(set("\n".join(names).encode())) > 40, "they are text"
     assert "\\udcff\\udcfe.wav" in names
-    for piece in shards[0]:
-        assert plan([piece.file], 1000) == [[piece]]
+    for source in shards[0]:
+        assert plan([source.file], 1000) == [[source]]
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     names |= dict.fromkeys(["loop.wav", "a.wav/b.wav", "x" * 300 + ".wav", "x/" * 3000], "is not there.")
     (tmp_path / "m.jsonl").write_text("".join(json.dumps({"path": name}) + "\n" for name in names))
     (shard,) = plan([str(tmp_path / "m.jsonl")], 100)
-    assert [decoding._bytes(piece.file) for piece in shard] == [Unreadable(reason) for reason in names.values()]
+    assert [decoding._bytes(source.file) for source in shard] == [Unreadable(reason) for reason in names.values()]
 
 
 def test_links_in_a_folder(tmp_path: Path) -> None:
@@ -211,23 +211,23 @@ def test_a_table_of_something_else(tmp_path: Path) -> None:
     assert r"this one has ['text: string', '\x1b[31m: int64']." in str(caught.value)
 
 
-def read(piece: Piece) -> dict[str, bytes | str]:
+def read(source: Source) -> dict[str, bytes | str]:
     """What is read of each clip, or the reason why not."""
-    return {clip.id: content.reason if isinstance(content, Unreadable) else content for clip, content in clips(piece)}
+    return {clip.id: content.reason if isinstance(content, Unreadable) else content for clip, content in clips(source)}
 
 
 def test_rows_of_a_table(tmp_path: Path) -> None:
     path = str(corpora.table(tmp_path / "t.parquet", CLIPS, ids=False))
     contents = list(CLIPS.values())
     for first, end in ((0, 7), (2, 5), (3, 6), (6, 7)):
-        found = read(Piece("rows", path, "t", first, end))
+        found = read(Source("rows", path, "t", first, end))
         assert found == {f"t/{i}": contents[i] for i in range(first, end)}
 
 
 def test_a_table_with_paths_and_nothing(tmp_path: Path) -> None:
     audio = [{"bytes": b"a", "path": None}, {"bytes": None, "path": "b.wav"}, {"bytes": None, "path": None}, None]
     pq.write_table(pa.table({"audio": audio}), tmp_path / "t.parquet")
-    found = list(read(Piece("rows", str(tmp_path / "t.parquet"), "t", 0, 5)).values())
+    found = list(read(Source("rows", str(tmp_path / "t.parquet"), "t", 0, 5)).values())
     assert found[:2] == [b"a", f"{tmp_path}/b.wav"]
     assert found[2:4] == ["its row has neither bytes nor a path."] * 2
     assert found[4].startswith("the table has fewer rows"), "planned for five, and now there are four"
@@ -238,17 +238,17 @@ def test_a_damaged_table(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for at in range(10, len(whole), len(whole) // 20):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
-        found = read(Piece("rows", str(path), "t", 0, 7))
+        found = read(Source("rows", str(path), "t", 0, 7))
         assert len(found) == 7, "every row is accounted for"
     os.truncate(path, len(whole) // 2)
-    reasons = set(read(Piece("rows", str(path), "t", 0, 7)).values())
+    reasons = set(read(Source("rows", str(path), "t", 0, 7)).values())
     assert len(reasons) == 1
     assert reasons.pop().startswith("its table is damaged: ")
 
 
 def test_a_tar(tmp_path: Path) -> None:
     path = str(corpora.tar(tmp_path / "t.tar", CLIPS))
-    assert read(Piece("tar", path, "t")) == {Path(name).stem: content for name, content in CLIPS.items()}
+    assert read(Source("tar", path, "t")) == {Path(name).stem: content for name, content in CLIPS.items()}
 
 
 def test_a_tar_of_a_stranger(tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_a_tar_of_a_stranger(tmp_path: Path) -> None:
             archive.addfile(entry, io.BytesIO(b"a"))
     before = sorted(tmp_path.rglob("*"))
     link = "is a link or something else that is no regular file."
-    found = read(Piece("tar", str(tmp_path / "t.tar"), "t"))
+    found = read(Source("tar", str(tmp_path / "t.tar"), "t"))
     assert found == {"../../up": b"a", "/root": b"a", "link": link, "hard": link, "pipe": link}
     assert sorted(tmp_path.rglob("*")) == before, "nothing is extracted"
 
@@ -276,7 +276,7 @@ def test_a_large_promise_in_a_tar(tmp_path: Path) -> None:
     entry = tarfile.TarInfo("a.wav")
     entry.size = 5 * 2**30
     (tmp_path / "t.tar").write_bytes(entry.tobuf())
-    found = read(Piece("tar", str(tmp_path / "t.tar"), "t"))
+    found = read(Source("tar", str(tmp_path / "t.tar"), "t"))
     assert found["a"] == f"is {5 * 2**30} bytes large, more than {2**32}."
     assert "the tar is damaged" in found["t"]
 
@@ -292,12 +292,12 @@ def test_damaged_tars_lose_nothing_silently(tmp_path: Path) -> None:
     flips += [(whole[:at] + b"\xff" + whole[at + 1 :], at) for at in (offset + 150 for offset in headers)]
     for content, at in cuts + flips:
         path.write_bytes(content)
-        found = read(Piece("tar", str(path), "t"))
+        found = read(Source("tar", str(path), "t"))
         if "t" in found:
             assert "the tar is damaged" in found["t"]
         else:  # all members are there; one may have another byte, which is for its decoder to see
             assert found.keys() == expected.keys(), f"damage at byte {at} of {len(whole)}"
 
 
-def test_a_piece_that_is_gone(tmp_path: Path) -> None:
-    assert read(Piece("tar", str(tmp_path / "t.tar"), "t")) == {"t": "is not there any more."}
+def test_a_source_that_is_gone(tmp_path: Path) -> None:
+    assert read(Source("tar", str(tmp_path / "t.tar"), "t")) == {"t": "is not there any more."}

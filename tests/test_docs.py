@@ -18,7 +18,7 @@ import small
 
 import snax
 from snax import cli
-from snax.extract.run import Job, extract
+from snax.extract.run import ExtractConfig, extract
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +39,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("desk")
     shutil.copy(audio.DATA / "speech_3s.wav", folder / "speech.wav")
     (folder / "recipes").symlink_to(ROOT / "recipes")
-    extract(small.model(), Job([str(folder / "speech.wav")], str(folder / "tokens"), "small", decoders=1))
+    extract(small.model(), ExtractConfig([str(folder / "speech.wav")], str(folder / "tokens"), "small", num_workers=1))
     return folder
 
 

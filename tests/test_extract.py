@@ -26,7 +26,7 @@ from snax.data import audio, decoding
 from snax.data.corpus import CorpusError
 from snax.data.reading import Unreadable
 from snax.extract import run
-from snax.extract.run import Job, extract
+from snax.extract.run import ExtractConfig, extract
 from snax.extract.store import StoreError
 from snax.extract.table import token_layout
 from snax.tokens import ORPHEUS
@@ -39,9 +39,9 @@ def corpus(tmp_path: Path) -> Path:
     return corpora.folder(tmp_path / "corpus", CLIPS)
 
 
-def job(out: Path, *inputs: Path, **how: Any) -> Job:
-    how = {"clips_per_shard": 5, "decoders": 2} | how
-    return Job([str(path) for path in inputs], str(out), "small", **how)
+def job(out: Path, *inputs: Path, **how: Any) -> ExtractConfig:
+    how = {"clips_per_shard": 5, "num_workers": 2} | how
+    return ExtractConfig([str(path) for path in inputs], str(out), "small", **how)
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
@@ -336,9 +336,9 @@ def test_a_decoder_ends_quietly_with_its_parent() -> None:
 def test_a_decoder_that_crashes_or_hangs_harms_its_clip_alone() -> None:
     good = CLIPS["000_16.wav"]
     contents = [good, _Does(os.abort), good, _Does(time.sleep, 1000), good, _Does(bytearray, 2**40), good, good]
-    decoders = decoding.Decoders(2, 16_000, separate=False, max_seconds=10)
+    decoders = decoding.DecoderPool(2, 16_000, separate=False, max_seconds=10)
     with (
-        mock.patch.object(decoding, "SECONDS", 3),
+        mock.patch.object(decoding, "TIMEOUT_S", 3),
         mock.patch.object(decoding, "isinstance", lambda content, kind: type(content) is kind, create=True),
     ):
         found = dict(decoders.map(enumerate(contents)))
@@ -353,11 +353,11 @@ def test_a_decoder_that_crashes_or_hangs_harms_its_clip_alone() -> None:
     decoders.close()
 
 
-@pytest.mark.parametrize("waiting", [0, decoding.WAITING])
+@pytest.mark.parametrize("waiting", [0, decoding.MAX_BUFFERED])
 def test_any_bytes_are_audio_or_not(waiting: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Real files with bytes changed, cut out and put in: nothing crashes, hangs, or is anything else; however much of
     what is decoded may wait."""
-    monkeypatch.setattr(decoding, "WAITING", waiting)
+    monkeypatch.setattr(decoding, "MAX_BUFFERED", waiting)
     rng = np.random.default_rng(0)
     contents = []
     for i in range(300):
@@ -371,7 +371,7 @@ def test_any_bytes_are_audio_or_not(waiting: int, monkeypatch: pytest.MonkeyPatc
             else:
                 content[at:at] = rng.bytes(rng.integers(50))
         contents.append(bytes(content))
-    decoders = decoding.Decoders(2, 16_000, separate=False, max_seconds=10)
+    decoders = decoding.DecoderPool(2, 16_000, separate=False, max_seconds=10)
     numbers, found = zip(*((i, decoded.audio) for i, decoded in decoders.map(enumerate(contents))), strict=True)
     decoders.close()
     assert numbers == tuple(range(300))
@@ -424,7 +424,7 @@ def test_no_input(tmp_path: Path) -> None:
 def test_a_store_of_objects(corpus: Path, undisturbed: Path) -> None:
     memory = fsspec.filesystem("memory")
     url = "memory://bucket/out"
-    extract(small.model(), Job([str(corpus)], url, "small", clips_per_shard=5, decoders=2))
+    extract(small.model(), ExtractConfig([str(corpus)], url, "small", clips_per_shard=5, num_workers=2))
     found = {path.rpartition("/")[2]: memory.cat_file(path) for path in memory.glob("/bucket/out/tokens-*")}
     assert found == {name: content for name, content in shards(undisturbed).items() if name.startswith("tokens")}
     assert len(snax.open_tokens(url)) == 12

@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(folder: Path, out: Path, processes: int = 1, devices: int = 1) -> list[subprocess.Popen[str]]:
-    return jobs.start([folder / "corpus"], out, folder / "model", processes, devices, shard_clips=4, decoders=2)
+    return jobs.start([folder / "corpus"], out, folder / "model", processes, devices, clips_per_shard=4, num_workers=2)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_processes_and_devices_do_not_matter(
 def test_processes_find_each_other_under_slurm(folder: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
     """By what Slurm sets in their environments."""
     job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_NUM_NODES": "1"}
-    command = jobs.command([folder / "corpus"], tmp_path / "out", folder / "model", shard_clips=4)
+    command = jobs.command([folder / "corpus"], tmp_path / "out", folder / "model", clips_per_shard=4)
     running = [jobs.run(command, **job, SLURM_NTASKS="2", SLURM_PROCID=str(i), SLURM_LOCALID=str(i)) for i in range(2)]
     first, second = finish(running)
     assert "133 clips: 132 in 34 shard(s) of" in first
@@ -178,7 +178,7 @@ def test_sigterm(shards: int, folder: Path, undisturbed: dict[str, str], tmp_pat
 def test_a_full_disk(folder: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
     """A real one, of 60 kB, that is then made larger."""
     python = (
-        f"{sys.executable} -m snax.cli extract {folder / 'corpus'} -o out/put -m {folder / 'model'} --shard-clips 4"
+        f"{sys.executable} -m snax.cli extract {folder / 'corpus'} -o out/put -m {folder / 'model'} --clips-per-shard 4"
     )
     script = f"""
         mkdir out copy && mount -t tmpfs -o size=60k none out || exit 99

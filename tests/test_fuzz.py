@@ -29,7 +29,7 @@ from snax import json_text
 from snax.codec import config
 from snax.data import corpus
 from snax.data.codes_file import CodesFile
-from snax.data.corpus import CorpusError, Piece
+from snax.data.corpus import CorpusError, Source
 from snax.data.reading import Clip, Unreadable, clips
 from snax.extract.store import Store, StoreError
 from snax.extract.table import Row, to_parquet
@@ -250,7 +250,7 @@ MANIFESTS = {
 }
 
 
-def check_plan(path: Path) -> list[list[Piece]]:
+def check_plan(path: Path) -> list[list[Source]]:
     """Of a file that is a manifest or not."""
     try:
         shards = corpus.plan([str(path)], 2)
@@ -258,9 +258,9 @@ def check_plan(path: Path) -> list[list[Piece]]:
         says(error, path.name, "two clips would be called")
         return []
     assert corpus.from_parquet(corpus.to_parquet(shards)) == shards
-    for piece in (piece for shard in shards for piece in shard):
-        assert "\0" not in piece.file
-        assert piece.file.startswith((f"{path.parent}/", "/")) or piece.file.partition("://")[0].isalnum()
+    for source in (source for shard in shards for source in shard):
+        assert "\0" not in source.file
+        assert source.file.startswith((f"{path.parent}/", "/")) or source.file.partition("://")[0].isalnum()
     return shards
 
 
@@ -269,8 +269,8 @@ def test_manifests(name: str, folder: Path) -> None:
     @given(mutated(MANIFESTS[name]))
     def check(content: bytes) -> None:
         (folder / name).write_bytes(content)
-        for piece in (piece for shard in check_plan(folder / name) for piece in shard if piece.kind == "rows"):
-            check_clips(piece)
+        for source in (source for shard in check_plan(folder / name) for source in shard if source.kind == "rows"):
+            check_clips(source)
 
     check()
 
@@ -282,11 +282,11 @@ def test_lines_of_manifests(folder: Path, rows: list[dict[str, Any]]) -> None:
     check_plan(path)
 
 
-def check_clips(piece: Piece) -> None:
+def check_clips(source: Source) -> None:
     """Each with what it is or why not, and names that any file can hold."""
-    found = list(clips(piece))
-    if piece.kind == "rows":
-        assert len(found) == piece.end - piece.first
+    found = list(clips(source))
+    if source.kind == "rows":
+        assert len(found) == source.end - source.first
     for clip, content in found:
         json.dumps(clip).encode()
         "".join(filter(None, clip)).encode()
@@ -306,10 +306,10 @@ def tar() -> bytes:
 @given(mutated(tar()))
 def test_tars(folder: Path, content: bytes) -> None:
     (folder / "t.tar").write_bytes(content)
-    check_clips(Piece("tar", str(folder / "t.tar"), "t"))
+    check_clips(Source("tar", str(folder / "t.tar"), "t"))
 
 
-PLAN = [[Piece("file", "/a.wav", "a"), Piece("file", "/b.wav", "b")], [Piece("tar", "/t.tar", "t")]]
+PLAN = [[Source("file", "/a.wav", "a"), Source("file", "/b.wav", "b")], [Source("tar", "/t.tar", "t")]]
 
 
 @given(mutated(corpus.to_parquet(PLAN)))
@@ -319,7 +319,7 @@ def test_plans(content: bytes) -> None:
     except CorpusError as error:
         says(error, "the plan is damaged")
         return
-    assert all(isinstance(piece, Piece) for shard in shards for piece in shard)
+    assert all(isinstance(source, Source) for shard in shards for source in shard)
 
 
 SIDECAR = {"clips": 2, "committed": 2, "rows": 2, "samples": 9, "tokens": 7, "attempt": 1, "quarantined": []}

@@ -62,10 +62,10 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def test_every_token_of_every_clip(inputs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch_model, model = drawn("snac_24khz")
     snax.save(model, tmp_path / "model")
-    jobs.finish(jobs.start(inputs, tmp_path / "out", tmp_path / "model", shard_clips=100))
+    jobs.finish(jobs.start(inputs, tmp_path / "out", tmp_path / "model", clips_per_shard=100))
     for processes, devices in ((2, 1), (1, 3)):
         other = tmp_path / f"{processes} processes, {devices} devices"
-        jobs.finish(jobs.start(inputs, other, tmp_path / "model", processes, devices, shard_clips=100))
+        jobs.finish(jobs.start(inputs, other, tmp_path / "model", processes, devices, clips_per_shard=100))
         assert jobs.hashes(other) == jobs.hashes(tmp_path / "out")
 
     source = snax.open_tokens(tmp_path / "out")

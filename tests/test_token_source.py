@@ -17,7 +17,7 @@ import torch
 import snax
 from snax.data import audio
 from snax.extract import table
-from snax.extract.run import Job, extract
+from snax.extract.run import ExtractConfig, extract
 from snax.tokens import TokenLayout
 
 
@@ -28,8 +28,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     clips = corpora.clips(20) | {"zz.wav": b"bad"}
     corpora.folder(folder / "corpus", clips)
     with mock.patch.object(table, "ROWS_PER_GROUP", 2):
-        job = Job(
-            [str(folder / "corpus")], str(folder / "out"), "small", clips_per_shard=7, tokens="shared", decoders=2
+        job = ExtractConfig(
+            [str(folder / "corpus")], str(folder / "out"), "small", clips_per_shard=7, tokens="shared", num_workers=2
         )
         extract(small.model(), job)
     return folder / "out"

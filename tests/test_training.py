@@ -270,7 +270,7 @@ def test_crops(tmp_path: Path) -> None:
 def test_audio_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = [str(wavs(tmp_path / "in", [0.1, 0.2]))]
     first = data.store(inputs, 16_000, tmp_path / "store", 1)
-    monkeypatch.setattr(data, "Decoders", None)
+    monkeypatch.setattr(data, "DecoderPool", None)
     again = data.store(inputs, 16_000, tmp_path / "store", 1)
     np.testing.assert_array_equal(first.samples, again.samples)
     with pytest.raises(TypeError):  # other clips: it would be decoded anew

@@ -31,7 +31,7 @@ TABLE, TAR = ".parquet", ".tar"
 STORES = frozenset({"abfs", "abfss", "az", "gcs", "gs", "hf", "http", "https", "s3", "s3a"})
 
 
-class Piece(NamedTuple):
+class Source(NamedTuple):
     """Clips that lie together: a file, some rows of a table with audio in it, or all of a tar.
 
     A tar's clips are not known before it is read, and it can only be read from its beginning: it is a shard.
@@ -45,13 +45,13 @@ class Piece(NamedTuple):
     bytes: int = -1  # how large the file was when the plan was made, where that costs nothing to know
 
 
-def located(file: str) -> tuple[fsspec.AbstractFileSystem, str]:
+def open_fs(file: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system that a path or URL is of, and the path there. Names of local files may hold anything, `::` too,
     which in a URL of fsspec chains two systems."""
     return fsspec.url_to_fs(file) if "://" in file else (LocalFileSystem(), posixpath.abspath(file))
 
 
-def listed(folder: str, path: str) -> str:
+def resolve_path(folder: str, path: str) -> str:
     """The file that a manifest or table in `folder` means by `path`: relative to it, absolute, or a URL.
 
     Raises:
@@ -81,8 +81,8 @@ class CorpusError(ValueError):
     """Inputs that make no corpus: what is wrong, and where."""
 
 
-def plan(inputs: Iterable[str], clips_per_shard: int) -> list[list[Piece]]:
-    """The pieces of each shard.
+def plan(inputs: Iterable[str], clips_per_shard: int) -> list[list[Source]]:
+    """The sources of each shard.
 
     Args:
         inputs: files, patterns of files, and folders, of which what is called like audio, a table or a tar is taken.
@@ -94,78 +94,78 @@ def plan(inputs: Iterable[str], clips_per_shard: int) -> list[list[Piece]]:
         CorpusError: if an input has no clips, can't be understood, or two clips have one id.
         OSError: for what can't be read.
     """
-    pieces = [piece for argument in inputs for piece in _pieces(argument)]
+    sources = [source for argument in inputs for source in _sources(argument)]
     ids: dict[str, str] = {}
-    for piece in pieces:
-        if piece.kind == "file":
-            if piece.id in ids:
-                raise CorpusError(f"two clips would be called {piece.id}: {ids[piece.id]} and {piece.file}.")
-            ids[piece.id] = piece.file
-    return shards_of(pieces, clips_per_shard)
+    for source in sources:
+        if source.kind == "file":
+            if source.id in ids:
+                raise CorpusError(f"two clips would be called {source.id}: {ids[source.id]} and {source.file}.")
+            ids[source.id] = source.file
+    return shards_of(sources, clips_per_shard)
 
 
-def shards_of(pieces: Iterable[Piece], clips_per_shard: int) -> list[list[Piece]]:
-    """Pieces in their order divided among shards; each shard has pieces of one kind."""
-    shards: list[list[Piece]] = []
-    for kind, same in itertools.groupby(pieces, lambda piece: piece.kind):
+def shards_of(sources: Iterable[Source], clips_per_shard: int) -> list[list[Source]]:
+    """Divide sources, in their order, among shards. Each shard has sources of one kind."""
+    shards: list[list[Source]] = []
+    for kind, same in itertools.groupby(sources, lambda source: source.kind):
         if kind == "tar":
-            shards += [[piece] for piece in same]
+            shards += [[source] for source in same]
         elif kind == "file":
             files = list(same)
             shards += [files[i : i + clips_per_shard] for i in range(0, len(files), clips_per_shard)]
         else:
             shards += [
-                [piece._replace(first=i, end=min(i + clips_per_shard, piece.end))]
-                for piece in same
-                for i in range(0, piece.end, clips_per_shard)
+                [source._replace(first=i, end=min(i + clips_per_shard, source.end))]
+                for source in same
+                for i in range(0, source.end, clips_per_shard)
             ]
     return shards
 
 
-def planned_clips(piece: Piece) -> int:
-    """How many clips a piece has, if it is no tar."""
-    return 1 if piece.kind == "file" else piece.end - piece.first
+def planned_clips(source: Source) -> int:
+    """How many clips a source has, if it is no tar."""
+    return 1 if source.kind == "file" else source.end - source.first
 
 
-def digest(shards: Sequence[Sequence[Piece]]) -> str:
+def digest(shards: Sequence[Sequence[Source]]) -> str:
     """A hash of the plan."""
     return hashlib.sha256(json.dumps(shards).encode()).hexdigest()
 
 
-def to_parquet(shards: Sequence[Sequence[Piece]]) -> bytes:
-    """The plan as a table, one row a piece."""
+def to_parquet(shards: Sequence[Sequence[Source]]) -> bytes:
+    """The plan as a table, one row a source."""
     # The names of files as bytes: they need not be UTF-8.
     rows = [
-        {"shard": i} | piece._asdict() | {"file": os.fsencode(piece.file)}
-        for i, pieces in enumerate(shards)
-        for piece in pieces
+        {"shard": i} | source._asdict() | {"file": os.fsencode(source.file)}
+        for i, sources in enumerate(shards)
+        for source in sources
     ]
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows), sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
 
 
-def from_parquet(content: bytes) -> list[list[Piece]]:
+def from_parquet(content: bytes) -> list[list[Source]]:
     """`to_parquet`'s inverse; raises CorpusError for what it did not make."""
     try:
         rows = pq.read_table(io.BytesIO(content), page_checksum_verification=True).to_pylist()
         by_shard = itertools.groupby(rows, lambda row: row.pop("shard"))
-        return [[Piece(**row | {"file": os.fsdecode(row["file"])}) for row in group] for _, group in by_shard]
+        return [[Source(**row | {"file": os.fsdecode(row["file"])}) for row in group] for _, group in by_shard]
     except (pa.ArrowException, KeyError, OSError, TypeError, ValueError) as error:
         raise CorpusError(f"the plan is damaged: {error}") from None
 
 
-def _pieces(argument: str) -> list[Piece]:
+def _sources(argument: str) -> list[Source]:
     files = list(_files(argument))
-    pieces = [piece for file, name, size in files for piece in _pieces_of_file(file, name, size)]
-    if not pieces:
+    sources = [source for file, name, size in files for source in _sources_of_file(file, name, size)]
+    if not sources:
         raise CorpusError(f"no clips in {argument}: {len(files)} files were looked at.")
-    return pieces
+    return sources
 
 
 def _files(argument: str) -> Iterator[tuple[str, str, int]]:
     """Each file's path or URL, its path from what the argument names, and its size; sorted."""
-    system, path = located(argument)
+    system, path = open_fs(argument)
     suffixes = (*audio.SUFFIXES, TABLE, TAR)
     if system.isdir(path):
         found = {
@@ -182,12 +182,12 @@ def _files(argument: str) -> Iterator[tuple[str, str, int]]:
         yield url, posixpath.relpath(name, root), found[name]["size"]
 
 
-def _pieces_of_file(file: str, name: str, size: int) -> Iterator[Piece]:
+def _sources_of_file(file: str, name: str, size: int) -> Iterator[Source]:
     suffix, name = posixpath.splitext(name)[1].lower(), escaped(name)
     if suffix == TAR:
-        yield Piece("tar", file, name.removesuffix(TAR), bytes=size)
+        yield Source("tar", file, name.removesuffix(TAR), bytes=size)
     elif suffix == TABLE:
-        system, path = located(file)
+        system, path = open_fs(file)
         with system.open(path, "rb") as opened:
             try:
                 table = pq.ParquetFile(opened)
@@ -195,7 +195,7 @@ def _pieces_of_file(file: str, name: str, size: int) -> Iterator[Piece]:
                 if not 0 <= table.metadata.num_rows <= size:  # a footer may promise any number
                     raise CorpusError(f"promises {table.metadata.num_rows} rows in {size} bytes.")
                 if columns.audio is not None:
-                    yield Piece("rows", file, name.removesuffix(TABLE), end=table.metadata.num_rows, bytes=size)
+                    yield Source("rows", file, name.removesuffix(TABLE), end=table.metadata.num_rows, bytes=size)
                     return
                 rows = table.read([column for column in (columns.path, columns.id) if column]).to_pylist()
             except CorpusError as error:
@@ -206,7 +206,7 @@ def _pieces_of_file(file: str, name: str, size: int) -> Iterator[Piece]:
                 raise CorpusError(f"{file} can't be read as Parquet: {error}") from None
         yield from _listed(file, rows)
     elif suffix in (".jsonl", ".csv"):
-        system, path = located(file)
+        system, path = open_fs(file)
         with system.open(path, "rb") as opened, io.TextIOWrapper(opened, encoding="utf-8", newline="") as text:
             try:
                 lines = csv.DictReader(text, strict=True) if suffix == ".csv" else map(json_text.parse, text)
@@ -216,10 +216,10 @@ def _pieces_of_file(file: str, name: str, size: int) -> Iterator[Piece]:
             except (csv.Error, ValueError) as error:
                 raise CorpusError(f"{file} can't be read as {suffix[1:]}: {error}") from None
     else:
-        yield Piece("file", file, name, bytes=size)
+        yield Source("file", file, name, bytes=size)
 
 
-def _listed(manifest: str, rows: Iterable[Any]) -> Iterator[Piece]:
+def _listed(manifest: str, rows: Iterable[Any]) -> Iterator[Source]:
     """The clips that a manifest lists."""
     folder = posixpath.dirname(manifest)
     for number, row in enumerate(rows, start=1):
@@ -230,10 +230,10 @@ def _listed(manifest: str, rows: Iterable[Any]) -> Iterator[Piece]:
         if not path or not isinstance(path, str):
             raise CorpusError(f"{where}: has no path; it would be in one of {', '.join(PATH_COLUMNS)}.")
         try:
-            file = listed(folder, path)
+            file = resolve_path(folder, path)
         except CorpusError as error:
             raise CorpusError(f"{where}: {error}") from None
-        yield Piece("file", file, escaped(str(_first(row, ID_COLUMNS) or path)))
+        yield Source("file", file, escaped(str(_first(row, ID_COLUMNS) or path)))
 
 
 def _first(row: dict[str, Any], columns: Sequence[str]) -> Any:

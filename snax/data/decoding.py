@@ -22,13 +22,13 @@ import numpy as np
 from jaxtyping import Float
 
 from . import audio
-from .corpus import located
+from .corpus import open_fs
 from .reading import Content, Unreadable
 
 # Of one clip: what takes longer hangs, what takes more is a bomb. A day of audio at 44.1 kHz takes some 30 GB.
-SECONDS, MEMORY = 600, 8 * 2**30
+TIMEOUT_S, MEMORY_LIMIT = 600, 8 * 2**30
 # Of decoded audio that waits: no more clips are begun then, since they may be hours long.
-WAITING = 2 * 2**30
+MAX_BUFFERED = 2 * 2**30
 
 
 Tag = TypeVar("Tag")
@@ -41,7 +41,7 @@ class Decoded(NamedTuple):
     seconds: float
 
 
-class Decoders:
+class DecoderPool:
     """A pool of processes that read and decode clips.
 
     Args:
@@ -68,7 +68,7 @@ class Decoders:
         running: deque[tuple[Tag, Future[Decoded]]] = deque()
         for tag, content in self._read_ahead(clips):
             running.append((tag, self._threads.submit(self._decode, content)))
-            while len(running) > self._ahead or sum(_bytes_of(future) for _, future in running) > WAITING:
+            while len(running) > self._ahead or sum(_bytes_of(future) for _, future in running) > MAX_BUFFERED:
                 tag, future = running.popleft()
                 yield tag, future.result()
         for tag, future in running:
@@ -120,9 +120,9 @@ class _Process:
     def decode(self, content: bytes | str) -> Decoded:
         try:
             self._pipe.send(content)
-            if not self._pipe.poll(SECONDS):
+            if not self._pipe.poll(TIMEOUT_S):
                 self.end()
-                return Decoded(Unreadable(f"takes more than {SECONDS} seconds to read and decode."), SECONDS)
+                return Decoded(Unreadable(f"takes more than {TIMEOUT_S} seconds to read and decode."), TIMEOUT_S)
             answer, seconds = self._pipe.recv()
             if isinstance(answer, OSError):
                 raise answer
@@ -153,7 +153,7 @@ def _serve(pipe: multiprocessing.connection.Connection, rate: int, separate: boo
     if sys.platform == "linux":  # elsewhere there is a limit in name only
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     # How a pipe ends depends on what was in it when the parent was killed.
     with contextlib.suppress(EOFError, ConnectionResetError, BrokenPipeError):
         while True:
@@ -178,14 +178,14 @@ def _decoded(content: bytes | str, rate: int, separate: bool, max_seconds: float
     try:
         return audio.read(io.BytesIO(content), rate, separate=separate, max_seconds=max_seconds)
     except MemoryError:
-        return Unreadable(f"takes more than {MEMORY} bytes of memory.")
+        return Unreadable(f"takes more than {MEMORY_LIMIT} bytes of memory.")
     except Exception as error:  # from memory nothing fails but the clip
         return Unreadable(str(error) if isinstance(error, audio.AudioError) else f"{type(error).__name__}: {error}")
 
 
 def _bytes(source: str) -> bytes | Unreadable | OSError:
     try:
-        system, path = located(source)
+        system, path = open_fs(source)
         if (kind := system.info(path)["type"]) != "file":  # a pipe, say, which would never end
             return Unreadable("is a folder." if kind == "directory" else "is no regular file.")
         with system.open(path, "rb") as file:
@@ -194,7 +194,7 @@ def _bytes(source: str) -> bytes | Unreadable | OSError:
     except (FileNotFoundError, NotADirectoryError):
         return Unreadable("is not there.")
     except MemoryError:
-        return Unreadable(f"takes more than {MEMORY} bytes of memory.")
+        return Unreadable(f"takes more than {MEMORY_LIMIT} bytes of memory.")
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
             return Unreadable("is not there.")

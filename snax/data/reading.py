@@ -1,4 +1,4 @@
-"""From the pieces of a plan to the clips in them. What can't be read is not left out: it comes with the reason."""
+"""From the sources of a plan to the clips in them. What can't be read is not left out: it comes with the reason."""
 
 import posixpath
 import tarfile
@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from . import audio
-from .corpus import CorpusError, Piece, escaped, listed, located, table_columns
+from .corpus import CorpusError, Source, escaped, open_fs, resolve_path, table_columns
 
 # Of one clip inside a tar, whose header may promise anything.
 MAX_BYTES = 4 * 2**30
@@ -33,33 +33,33 @@ class Unreadable(NamedTuple):
 Content = bytes | str | Unreadable
 
 
-def clips(piece: Piece) -> Iterator[tuple[Clip, Content]]:
-    """The clips of a piece, each with its bytes, or where they are.
+def clips(source: Source) -> Iterator[tuple[Clip, Content]]:
+    """The clips of a source, each with its bytes, or where they are.
 
     Raises:
         OSError: for what can't be read at all; what is there but damaged is `Unreadable`.
     """
-    if piece.kind == "file":
-        yield Clip(piece.id, escaped(piece.file)), piece.file
+    if source.kind == "file":
+        yield Clip(source.id, escaped(source.file)), source.file
         return
     try:
-        system, path = located(piece.file)
+        system, path = open_fs(source.file)
         with system.open(path, "rb") as file:
-            yield from _in_table(file, piece) if piece.kind == "rows" else _in_tar(file, piece)
+            yield from _in_table(file, source) if source.kind == "rows" else _in_tar(file, source)
     except FileNotFoundError:
-        yield Clip(piece.id, escaped(piece.file)), Unreadable("is not there any more.")
+        yield Clip(source.id, escaped(source.file)), Unreadable("is not there any more.")
 
 
-def _in_table(file: BinaryIO, piece: Piece) -> Iterator[tuple[Clip, Content]]:
-    row, source = piece.first, escaped(piece.file)
-    folder = posixpath.dirname(piece.file)
+def _in_table(file: BinaryIO, source: Source) -> Iterator[tuple[Clip, Content]]:
+    row, file_name = source.first, escaped(source.file)
+    folder = posixpath.dirname(source.file)
     try:
         table = pq.ParquetFile(file, page_checksum_verification=True)
         columns = table_columns(table.schema_arrow)
-        for batch in _rows(table, piece, [column for column in columns if column]):
+        for batch in _rows(table, source, [column for column in columns if column]):
             for values in batch.to_pylist():
                 key = values.get(columns.id)
-                clip = Clip(f"{piece.id}/{row}" if key is None else str(key), source, str(row))
+                clip = Clip(f"{source.id}/{row}" if key is None else str(key), file_name, str(row))
                 yield clip, _content(values[columns.audio], values.get(columns.path), folder)
                 row += 1
         reason = "the table has fewer rows than it had when the plan was made."
@@ -69,20 +69,20 @@ def _in_table(file: BinaryIO, piece: Piece) -> Iterator[tuple[Clip, Content]]:
         if error.errno:  # the operating system's; Arrow raises its own about damage as OSError too, without a number
             raise
         reason = f"its table is damaged: {error}"
-    for missing in range(row, piece.end):
-        yield Clip(f"{piece.id}/{missing}", source, str(missing)), Unreadable(reason)
+    for missing in range(row, source.end):
+        yield Clip(f"{source.id}/{missing}", file_name, str(missing)), Unreadable(reason)
 
 
-def _rows(table: pq.ParquetFile, piece: Piece, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """The rows of a piece, a few at a time: a row of ten minutes of audio is a hundred megabytes."""
+def _rows(table: pq.ParquetFile, source: Source, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """The rows of a source, a few at a time: a row of ten minutes of audio is a hundred megabytes."""
     begin = 0
     for group in range(table.num_row_groups):
         end = begin + table.metadata.row_group(group).num_rows
-        if begin < piece.end and end > piece.first:
+        if begin < source.end and end > source.first:
             at = begin
             for batch in table.iter_batches(batch_size=16, row_groups=[group], columns=columns):
-                skip = min(max(0, piece.first - at), len(batch))
-                yield batch.slice(skip, max(0, min(len(batch), piece.end - at) - skip))
+                skip = min(max(0, source.first - at), len(batch))
+                yield batch.slice(skip, max(0, min(len(batch), source.end - at) - skip))
                 at += len(batch)
         begin = end
 
@@ -97,14 +97,14 @@ def _content(value: object, path: str | None, folder: str) -> Content:
     if not path:
         return Unreadable("its row has neither bytes nor a path.")
     try:
-        return listed(folder, path)
+        return resolve_path(folder, path)
     except CorpusError as error:
         return Unreadable(str(error))
 
 
-def _in_tar(file: BinaryIO, piece: Piece) -> Iterator[tuple[Clip, Content]]:
+def _in_tar(file: BinaryIO, source: Source) -> Iterator[tuple[Clip, Content]]:
     """The audio in a tar. Its members are streamed, never extracted: what they are called says nothing of our disk."""
-    damage, source = None, escaped(piece.file)
+    damage, file_name = None, escaped(source.file)
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
@@ -115,7 +115,7 @@ def _in_tar(file: BinaryIO, piece: Piece) -> Iterator[tuple[Clip, Content]]:
                 # WebDataset: what stands before the first dot of the name is the sample's key.
                 path = escaped(member.name)
                 folder, name = posixpath.split(path)
-                clip = Clip(posixpath.join(folder, name.partition(".")[0]), source, path)
+                clip = Clip(posixpath.join(folder, name.partition(".")[0]), file_name, path)
                 if not member.isreg() or member.issparse():
                     yield clip, Unreadable("is a link or something else that is no regular file.")
                 elif member.size > MAX_BYTES:
@@ -131,4 +131,4 @@ def _in_tar(file: BinaryIO, piece: Piece) -> Iterator[tuple[Clip, Content]]:
     except tarfile.TarError as error:
         damage = str(error)
     if damage is not None:
-        yield Clip(piece.id, source), Unreadable(f"the tar is damaged, and what comes after is lost: {damage}")
+        yield Clip(source.id, file_name), Unreadable(f"the tar is damaged, and what comes after is lost: {damage}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from ..atomic import replacing
+from ..atomic import atomic_write
 from ..codec.model import SNAC
 from ..data import audio
 from ..weights import pretrained
@@ -74,7 +74,7 @@ def _report(arguments: argparse.Namespace) -> int:
         from . import report as page
 
         content = page.page(arguments.model, model.config, clips)
-    with replacing(arguments.out) as path:
+    with atomic_write(arguments.out) as path:
         path.write_text(content, encoding="utf-8")
     print(f"{arguments.out}, {len(content) / 1e6:.1f} MB: open it in a browser.")
     return int(bool(unreadable))
@@ -93,7 +93,7 @@ def _scored(arguments: argparse.Namespace) -> Iterator[tuple[SNAC, "CodebookUse"
     model = pretrained.load(arguments.model)
     rate = model.config.sampling_rate
     pieces = [piece for shard in corpus.plan(arguments.inputs, 1000) for piece in shard]
-    decoders = decoding.Decoders(os.cpu_count() or 1, rate, separate=False, max_seconds=audio.MAX_SECONDS)
+    decoders = decoding.DecoderPool(os.cpu_count() or 1, rate, separate=False, max_seconds=audio.MAX_SECONDS)
     unreadable: list[str] = []
 
     def clips() -> Iterator[tuple[str, np.ndarray]]:

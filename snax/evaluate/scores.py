@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..atomic import replacing
+from ..atomic import atomic_write
 from ..codec.model import SNAC
 from . import metrics
 from .pictures import spectrograms
@@ -77,11 +77,11 @@ def write(folder: Path, found: dict[str, Any], clips: Sequence[tuple[str, dict[s
         json.dumps({"id": name} | {key: None if math.isnan(value) else value for key, value in scores.items()})
         for name, scores in clips
     ]
-    with replacing(folder / "clips.jsonl") as path:
+    with atomic_write(folder / "clips.jsonl") as path:
         path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    with replacing(folder / "scores.png") as path:
+    with atomic_write(folder / "scores.png") as path:
         picture.savefig(path, dpi=100, format="png")
-    with replacing(folder / "scores.json") as path:
+    with atomic_write(folder / "scores.json") as path:
         path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

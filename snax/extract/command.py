@@ -29,12 +29,12 @@ def add(commands: Any) -> None:
     option("-o", "--out", what="a new folder, or URL, for the shards", required=True, metavar="FOLDER")
     option("-m", "--model", what="name, folder, URL or hub id (default: snac_24khz)", default="snac_24khz")
     option("--channels", what="default: mix to mono", choices=["mix", "separate"], default="mix")
-    option("--shard-clips", what="clips in a shard (default: 1000)", type=_positive, default=1000, metavar="N")
+    option("--clips-per-shard", what="clips in a shard (default: 1000)", type=_positive, default=1000, metavar="N")
     option("--tokens", what=_LAYOUTS, choices=["orpheus", "shared", "separate"])
     option("--max-seconds", what="of a clip (default: a day)", type=float, default=audio.MAX_SECONDS, metavar="S")
     option("--max-quarantined", what=_BAD, type=float, default=0.1, metavar="FRACTION")
     option("--retry-quarantined", what="make shards anew that have clips in quarantine", action="store_true")
-    option("--decoders", what="processes that decode (default: one a core)", type=_positive, metavar="N")
+    option("--num-workers", what="processes that decode (default: one a core)", type=_positive, metavar="N")
     option("--json", what="a line of JSON for each shard, and for the sums, to standard output", action="store_true")
     several = parser.add_argument_group("several processes", "On TPU pods, Slurm and Open MPI they find each other.")
     several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 is, and a free port there")
@@ -57,24 +57,24 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ImportError(f"{error.name} is missing: pip install 'snax-codec[extract]'.") from error
     signals.exit_on_sigterm()
     distributed.join(arguments.coordinator, arguments.num_processes, arguments.process_id)
-    job = run.Job(
+    config = run.ExtractConfig(
         inputs=arguments.inputs,
         out=arguments.out,
         model=arguments.model,
-        clips_per_shard=arguments.shard_clips,
+        clips_per_shard=arguments.clips_per_shard,
         separate=arguments.channels == "separate",
         tokens=arguments.tokens,
         max_seconds=arguments.max_seconds,
         max_quarantined=arguments.max_quarantined,
         retry_quarantined=arguments.retry_quarantined,
-        decoders=arguments.decoders,
+        num_workers=arguments.num_workers,
     )
     report = functools.partial(print, flush=True) if arguments.json else lambda line: None
     with signals.leaving_on_errors():
         model = pretrained.load(arguments.model)
-        end = run.extract(model, job, lambda event: report(json.dumps(event)))
+        end = run.extract(model, config, lambda event: report(json.dumps(event)))
     if jax.process_index() == 0:
-        print(_last_words(end, job.out), file=sys.stderr)
+        print(_last_words(end, config.out), file=sys.stderr)
     return 0
 
 

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from .. import distributed
 from ..codec.model import SNAC
 from ..data import audio, corpus
-from ..data.decoding import Decoded, Decoders
+from ..data.decoding import Decoded, DecoderPool
 from ..data.reading import Clip, Content, Unreadable, clips
 from ..inference.packing import ROW_CONTEXTS, EncodedClip, computed_units, encode_many
 from ..weights.checkpoint import fingerprint
@@ -36,8 +36,8 @@ class TooManyUnreadableError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """What is to be extracted, and how.
+class ExtractConfig:
+    """The configuration of an extraction.
 
     Args:
         inputs: see `snax.data.corpus.plan`.
@@ -50,7 +50,7 @@ class Job:
         max_seconds: longer clips go into quarantine.
         max_quarantined: the fraction of clips in quarantine (and more than ten) at which the run stops.
         retry_quarantined: makes the shards anew that have clips in quarantine.
-        decoders: processes that read and decode. Default: one for each core that this process may use, at most 16,
+        num_workers: processes that read and decode. Default: one for each core that this process may use, at most 16,
             since one decodes at some 1000 times real time.
     """
 
@@ -63,14 +63,16 @@ class Job:
     max_seconds: float = audio.MAX_SECONDS
     max_quarantined: float = 0.1
     retry_quarantined: bool = False
-    decoders: int | None = None
+    num_workers: int | None = None
 
 
-def extract(model: SNAC, job: Job, report: Callable[[dict[str, Any]], None] = lambda event: None) -> dict[str, Any]:
+def extract(
+    model: SNAC, config: ExtractConfig, report: Callable[[dict[str, Any]], None] = lambda event: None
+) -> dict[str, Any]:
     """Makes the shards of a corpus that are not there yet, with all local devices and, in a cluster, all hosts.
 
-    The shards' bytes depend on the inputs, the job and the model alone, not on how many processes or devices there are,
-    or how often they are stopped.
+    The bytes of the shards depend on the inputs, the configuration and the model alone, not on the number of processes
+    and devices, nor on how often they are stopped.
 
     Args:
         report: told of each shard that is committed, and at the end of the sums.
@@ -85,35 +87,35 @@ def extract(model: SNAC, job: Job, report: Callable[[dict[str, Any]], None] = la
     """
     if model.config.codebook_size > 2**16:
         raise ValueError(f"shards have codes of 16 bits; this model has {model.config.codebook_size} in a codebook.")
-    if job.tokens is not None:
-        token_layout(job.tokens, model.config)  # which may not fit
-    store = Store(job.out)
+    if config.tokens is not None:
+        token_layout(config.tokens, model.config)  # which may not fit
+    store = Store(config.out)
     if jax.process_index() == 0:
-        shards = corpus.plan(job.inputs, job.clips_per_shard)
-        store.begin(shards, _made_with(model, job, shards))
+        shards = corpus.plan(config.inputs, config.clips_per_shard)
+        store.begin(shards, _made_with(model, config, shards))
         distributed.barrier("planned")
     else:
         distributed.barrier("planned")
-        shards = store.join(lambda shards: _made_with(model, job, shards))
-    attempts = _attempts(store, shards, retry=job.retry_quarantined)
-    pieces = [piece for shard in attempts for piece in shards[shard]]
-    known = None if any(piece.kind == "tar" for piece in pieces) else sum(map(corpus.planned_clips, pieces))
+        shards = store.join(lambda shards: _made_with(model, config, shards))
+    attempts = _attempts(store, shards, retry=config.retry_quarantined)
+    sources = [source for shard in attempts for source in shards[shard]]
+    known = None if any(source.kind == "tar" for source in sources) else sum(map(corpus.planned_clips, sources))
     progress = Progress(len(attempts), known, model.config.sampling_rate, report)
     if attempts:
         store.remove(SUCCESS)
-        _make_shards(model, job, store, shards, attempts, progress)
+        _make_shards(model, config, store, shards, attempts, progress)
     distributed.barrier("committed")
     totals = store.finish(shards, model.config.sampling_rate) if jax.process_index() == 0 else {}
     distributed.barrier("finished")
     return progress.end(totals)
 
 
-def _made_with(model: SNAC, job: Job, shards: list[list[corpus.Piece]]) -> dict[str, Any]:
+def _made_with(model: SNAC, config: ExtractConfig, shards: list[list[corpus.Source]]) -> dict[str, Any]:
     """All that the bytes of the shards depend on."""
     return {
         "format": 1,
         "snax": _version("snax-codec"),
-        "model": job.model,
+        "model": config.model,
         "fingerprint": fingerprint(model),
         "sampling_rate": model.config.sampling_rate,
         "vq_strides": list(model.config.vq_strides),
@@ -122,14 +124,14 @@ def _made_with(model: SNAC, job: Job, shards: list[list[corpus.Piece]]) -> dict[
         "av": _version("av"),
         "resampler": f"soxr {soxr.__version__} HQ",
         "row_contexts": ROW_CONTEXTS,
-        "channels": "separate" if job.separate else "mix",
-        "tokens": job.tokens,
-        "max_seconds": job.max_seconds,
+        "channels": "separate" if config.separate else "mix",
+        "tokens": config.tokens,
+        "max_seconds": config.max_seconds,
         "plan": corpus.digest(shards),
     }
 
 
-def _attempts(store: Store, shards: list[list[corpus.Piece]], *, retry: bool) -> dict[int, int]:
+def _attempts(store: Store, shards: list[list[corpus.Source]], *, retry: bool) -> dict[int, int]:
     """This process's shards that are still to be made, and how often that will then have been tried."""
     attempts = {}
     ours = range(jax.process_index(), len(shards), jax.process_count())
@@ -146,19 +148,19 @@ def _attempts(store: Store, shards: list[list[corpus.Piece]], *, retry: bool) ->
 
 def _make_shards(
     model: SNAC,
-    job: Job,
+    config: ExtractConfig,
     store: Store,
-    shards: list[list[corpus.Piece]],
+    shards: list[list[corpus.Source]],
     attempts: dict[int, int],
     progress: Progress,
 ) -> None:
     mesh = Mesh(np.array(jax.local_devices()), ("rows",))
-    made_with = _made_with(model, job, shards)
-    decoders = Decoders(
-        job.decoders or min(16, _cores()),
+    made_with = _made_with(model, config, shards)
+    decoders = DecoderPool(
+        config.num_workers or min(16, _cores()),
         model.config.sampling_rate,
-        separate=job.separate,
-        max_seconds=job.max_seconds,
+        separate=config.separate,
+        max_seconds=config.max_seconds,
     )
     writer, writes = ThreadPoolExecutor(1, "writer"), deque[Future[None]]()
     read: Counter[int] = Counter()
@@ -171,13 +173,13 @@ def _make_shards(
                 made.take(codes)
             sidecar = made.sidecar(read[shard]) | {"made_with": made_with}
             progress.shard(shard, sidecar, *made.units(model, mesh))
-            if progress.quarantined > max(10, job.max_quarantined * progress.clips):
+            if progress.quarantined > max(10, config.max_quarantined * progress.clips):
                 raise TooManyUnreadableError(
                     f"{progress.quarantined} of {progress.clips} clips can't be read, more than "
-                    f"{job.max_quarantined:.0%}, the last because it {sidecar['quarantined'][-1]['reason']} "
+                    f"{config.max_quarantined:.0%}, the last because it {sidecar['quarantined'][-1]['reason']} "
                     "If that is how they are, allow for more with --max-quarantined."
                 )
-            table = to_parquet(made.rows, model.config, job.tokens, made_with)
+            table = to_parquet(made.rows, model.config, config.tokens, made_with)
             writes.append(writer.submit(store.commit, shard, len(shards), table, sidecar))
             while len(writes) > WRITES_AHEAD:
                 progress.while_writing(writes.popleft())
@@ -235,7 +237,7 @@ class _Shard:
 
 
 def _contents(
-    shards: list[list[corpus.Piece]], attempts: Iterable[int], read: Counter[int]
+    shards: list[list[corpus.Source]], attempts: Iterable[int], read: Counter[int]
 ) -> Iterator[tuple[Clip | None, Content]]:
     """Every clip of these shards, counted in `read`; after each shard's comes None."""
     for shard in attempts:

@@ -23,7 +23,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from .. import json_text
-from ..atomic import TEMPORARY, replacing
+from ..atomic import TEMPORARY, atomic_write
 from ..data import corpus
 
 SUCCESS, QUARANTINE, JOB, PLAN = "_SUCCESS", "_quarantine.jsonl", "_snax/job.json", "_snax/plan.parquet"
@@ -66,7 +66,7 @@ class Store:
             return
         path = Path(self.path(name))
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_bytes(content)
 
     def remove(self, name: str) -> None:
@@ -74,7 +74,7 @@ class Store:
         if self._system.exists(self.path(name)):
             self._system.rm_file(self.path(name))
 
-    def begin(self, shards: Sequence[Sequence[corpus.Piece]], job: dict[str, Any]) -> None:
+    def begin(self, shards: Sequence[Sequence[corpus.Source]], job: dict[str, Any]) -> None:
         """Makes the folder this job's, or finds that it is; sweeps what a killed run left. For one process.
 
         Raises:
@@ -93,7 +93,7 @@ class Store:
             if self.read(name) != content:
                 self.write(name, content)
 
-    def join(self, make_job: Callable[[list[list[corpus.Piece]]], dict[str, Any]]) -> list[list[corpus.Piece]]:
+    def join(self, make_job: Callable[[list[list[corpus.Source]]], dict[str, Any]]) -> list[list[corpus.Source]]:
         """The plan that another process has begun; `make_job` makes this one's job of it.
 
         Raises:
@@ -133,20 +133,20 @@ class Store:
         table = self.read(shard_name(shard, shards))
         return table is not None and hashlib.sha256(table).hexdigest() == sidecar["sha256"]
 
-    def finish(self, shards: Sequence[Sequence[corpus.Piece]], rate: int) -> dict[str, Any]:
+    def finish(self, shards: Sequence[Sequence[corpus.Source]], rate: int) -> dict[str, Any]:
         """Accounts for every clip of the plan, writes the quarantine table and, last, `_SUCCESS`; the sums.
 
         Raises:
             StoreError: if a shard is missing or a clip is not accounted for.
         """
         sidecars = []
-        for shard, (pieces, sidecar) in enumerate(zip(shards, self.sidecars(range(len(shards))), strict=True)):
+        for shard, (sources, sidecar) in enumerate(zip(shards, self.sidecars(range(len(shards))), strict=True)):
             if sidecar is None:
                 raise StoreError(f"shard {shard} of {len(shards)} is missing: run the same command again.")
             sidecars.append(sidecar)
             accounted = sidecar["clips"] == sidecar["committed"] + len(sidecar["quarantined"])
-            planned = sum(map(corpus.planned_clips, pieces))
-            if not accounted or (pieces[0].kind != "tar" and sidecar["clips"] != planned):
+            planned = sum(map(corpus.planned_clips, sources))
+            if not accounted or (sources[0].kind != "tar" and sidecar["clips"] != planned):
                 raise StoreError(
                     f"shard {shard} has {sidecar['committed']} clips and {len(sidecar['quarantined'])} in quarantine "
                     f"of {sidecar['clips']} that were read, and {planned} that were planned: please report this."

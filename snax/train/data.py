@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
-from ..atomic import replacing
+from ..atomic import atomic_write
 from ..data import corpus
-from ..data.decoding import Decoders
+from ..data.decoding import DecoderPool
 from ..data.reading import Clip, Unreadable, clips
 from .settings import Data
 
@@ -66,10 +66,10 @@ def store(
     found = json.loads(index.read_text()) if index.exists() else {}
     if found.get("made_of") != made_of:
         folder.mkdir(parents=True, exist_ok=True)
-        pieces = [piece for shard in plan[process::processes] for piece in shard]
-        described = _decode((pair for piece in pieces for pair in clips(piece)), rate, audio, decoders)
+        sources = [source for shard in plan[process::processes] for source in shard]
+        described = _decode((pair for source in sources for pair in clips(source)), rate, audio, decoders)
         found = {"made_of": made_of, **described}
-        with replacing(index) as temporary:
+        with atomic_write(index) as temporary:
             temporary.write_text(json.dumps(found))
     bounds = np.cumsum([0, *found["lengths"]])
     samples = np.memmap(audio, np.int16, mode="r", shape=(int(bounds[-1]),))
@@ -78,7 +78,7 @@ def store(
 
 def _decode(contents: Iterable[tuple[Clip, Any]], rate: int, path: Path, count: int) -> dict[str, list[Any]]:
     lengths, levels, unreadable = list[int](), list[float](), list[tuple[str, str]]()
-    decoders = Decoders(count, rate, separate=False, max_seconds=24 * 3600)
+    decoders = DecoderPool(count, rate, separate=False, max_seconds=24 * 3600)
     first = jax.process_index() == 0
     try:
         with open(path, "wb") as file, tqdm(unit="clip", desc="decoding", disable=None if first else True) as bar:

@@ -22,7 +22,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
 from .. import distributed
-from ..atomic import replacing
+from ..atomic import atomic_write
 from ..codec.model import SNAC
 from ..weights import checkpoint, pretrained
 from . import settings as told
@@ -125,7 +125,7 @@ def _claim(out: Path, settings: Settings, source: str | None) -> None:
         out.mkdir(parents=True, exist_ok=True)
         if others := sorted(each.name for each in out.iterdir()):
             raise SettingsError(f"{out} is not empty, and not of a run: it has {', '.join(others[:3])}.")
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(ours)
 
 
