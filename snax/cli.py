@@ -28,6 +28,7 @@ from .codec.inputs import check_clip_codes
 from .codec.model import SNAC
 from .data import audio
 from .data.codes_file import CodesFile
+from .data.files import find_files
 from .evaluate import command as evaluate
 from .extract import command as extract
 from .inference.packing import EncodedClip, decode_many, encode_many
@@ -181,27 +182,24 @@ def _each(
 def _plan(arguments: argparse.Namespace, suffixes: Sequence[str], suffix: str) -> _Plan:
     """All inputs and their outputs. Refuses what would overwrite anything, before anything is done."""
     plan: _Plan = []
+    missing: list[str] = []
     for argument in arguments.inputs:
         if argument == "-":
             plan.append((PIPE, PIPE))
             continue
-        # What is there by this name is meant, though it looks like a pattern.
-        named = [] if os.path.lexists(argument) else sorted(glob.glob(argument, recursive=True))
-        found = [Path(name) for name in named] or [Path(argument)]
-        for path in found:
-            root = path if path.is_dir() else path.parent
-            files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-            for file in files:
-                stem, known = _stem(file, suffixes)
-                ours = file.name.endswith(DECODED_SUFFIX)  # made by an earlier call
-                if file == path or (known and not ours):  # what is named is taken, whatever it is called
-                    folder = (arguments.out or root) / file.parent.relative_to(root)
-                    plan.append((file, folder / (stem + suffix)))
-    if not plan:
-        raise RefusedError(f"no files with {', '.join(suffixes)} in {' '.join(arguments.inputs)}.")
-    missing = [str(source) for source, _ in plan if source != PIPE and not source.exists()]
+        found = [] if "://" in argument else list(find_files(argument, suffixes))
+        if not found and not Path(argument).exists() and not glob.has_magic(argument):
+            missing.append(argument)
+        for path, name, _ in found:
+            file = Path(path if os.path.isabs(argument) else os.path.relpath(path))
+            if file.name.endswith(DECODED_SUFFIX) and Path(argument).is_dir():
+                continue  # made by an earlier call
+            folder = file.parent if arguments.out is None else arguments.out / Path(name).parent
+            plan.append((file, folder / (_stem(file, suffixes) + suffix)))
     if missing:
         raise RefusedError(f"not there: {', '.join(missing)}.")
+    if not plan:
+        raise RefusedError(f"no files with {', '.join(suffixes)} in {' '.join(arguments.inputs)}.")
     for target, count in Counter(target for _, target in plan).items():
         if count > 1:
             sources = ", ".join(str(source) for source, other in plan if other == target)
@@ -214,12 +212,10 @@ def _plan(arguments: argparse.Namespace, suffixes: Sequence[str], suffix: str) -
     return plan
 
 
-def _stem(path: Path, suffixes: Sequence[str]) -> tuple[str, bool]:
-    """The name without the suffix, and whether it had one of these."""
-    for suffix in suffixes:
-        if path.name.lower().endswith(suffix):
-            return path.name[: -len(suffix)], True
-    return path.stem, False
+def _stem(path: Path, suffixes: Sequence[str]) -> str:
+    """The name without its suffix, which may have two dots."""
+    known = (path.name[: -len(suffix)] for suffix in suffixes if path.name.lower().endswith(suffix))
+    return next(known, path.stem)
 
 
 @functools.cache

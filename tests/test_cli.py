@@ -239,3 +239,11 @@ def test_the_second_process_compiles_nothing(tmp_path: Path, model_folder: str) 
     ]
     assert ["cache hit for 'jit__encode'" in log for log in logs] == [False, True]
     assert list((tmp_path / "cache" / "snax" / "compiled").glob("jit__encode-*"))
+
+
+def test_folders_of_a_pattern(corpus: Path, model_folder: str, tmp_path: Path) -> None:
+    """Outputs keep the folders below the one in which the pattern begins."""
+    assert run("encode", corpus / "b*", "-m", model_folder, "-o", tmp_path / "out") == 0
+    made = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.safetensors"))
+    assert "b.codes.safetensors" in made
+    assert any(name.startswith("below/") for name in made)

@@ -10,17 +10,15 @@ import itertools
 import json
 import os
 import posixpath
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
 
 from .. import json_text
 from . import audio
+from .files import find_files, open_fs
 
 # Manifests and tables say in the first of these columns that they have where a clip is, and what it is called.
 PATH_COLUMNS = ("path", "audio_filepath", "audio_path", "file", "url")
@@ -43,12 +41,6 @@ class Source(NamedTuple):
     first: int = 0  # row
     end: int = 0
     bytes: int = -1  # how large the file was when the plan was made, where that costs nothing to know
-
-
-def open_fs(file: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system that a path or URL is of, and the path there. Names of local files may hold anything, `::` too,
-    which in a URL of fsspec chains two systems."""
-    return fsspec.url_to_fs(file) if "://" in file else (LocalFileSystem(), posixpath.abspath(file))
 
 
 def resolve_path(folder: str, path: str) -> str:
@@ -156,30 +148,11 @@ def from_parquet(content: bytes) -> list[list[Source]]:
 
 
 def _sources(argument: str) -> list[Source]:
-    files = list(_files(argument))
-    sources = [source for file, name, size in files for source in _sources_of_file(file, name, size)]
+    files = list(find_files(argument, (*audio.SUFFIXES, TABLE, TAR)))
+    sources = [source for file in files for source in _sources_of_file(*file)]
     if not sources:
         raise CorpusError(f"no clips in {argument}: {len(files)} files were looked at.")
     return sources
-
-
-def _files(argument: str) -> Iterator[tuple[str, str, int]]:
-    """Each file's path or URL, its path from what the argument names, and its size; sorted."""
-    system, path = open_fs(argument)
-    suffixes = (*audio.SUFFIXES, TABLE, TAR)
-    if system.isdir(path):
-        found = {
-            name: facts for name, facts in system.find(path, detail=True).items() if name.lower().endswith(suffixes)
-        }
-        root = path
-    elif system.exists(path):
-        found, root = {path: system.info(path)}, posixpath.dirname(path)
-    else:
-        found = {name: facts for name, facts in system.glob(path, detail=True).items() if facts["type"] == "file"}
-        root = posixpath.dirname(re.split(r"[*?\[]", path)[0])
-    for name in sorted(found):
-        url = name if isinstance(system, LocalFileSystem) else system.unstrip_protocol(name)
-        yield url, posixpath.relpath(name, root), found[name]["size"]
 
 
 def _sources_of_file(file: str, name: str, size: int) -> Iterator[Source]:

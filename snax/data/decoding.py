@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float
 
 from . import audio
-from .corpus import open_fs
+from .files import open_fs
 from .reading import Content, Unreadable
 
 # Of one clip: what takes longer hangs, what takes more is a bomb. A day of audio at 44.1 kHz takes some 30 GB.

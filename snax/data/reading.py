@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from . import audio
-from .corpus import CorpusError, Source, escaped, open_fs, resolve_path, table_columns
+from .corpus import CorpusError, Source, escaped, resolve_path, table_columns
+from .files import open_fs
 
 # Of one clip inside a tar, whose header may promise anything.
 MAX_BYTES = 4 * 2**30
