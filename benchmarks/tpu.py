@@ -32,8 +32,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import snax
 from benchmarks.hlo import COLLECTIVES, executed, size
 from snax.codec.config import PUBLISHED_CONFIGS
-from snax.train import settings
-from snax.train.step import begin, step
+from snax.train.config import read
+from snax.train.step import init_state, train_step
 
 HERE = Path(__file__).parent
 CLIPS, SECONDS = 4, 10.24  # on each chip
@@ -63,18 +63,19 @@ def main() -> None:
 
 def train(topology: str) -> dict[str, Any]:
     """A step: what each chip keeps and exchanges. Compiling takes some twenty minutes."""
-    told = settings.read(HERE.parent / "recipes" / "snac_24khz.toml")
-    config = told.model
-    assert config is not None
+    config = read(HERE.parent / "recipes" / "snac_24khz.toml")
+    model_config = config.model
+    assert model_config is not None
     devices = topologies.get_topology_desc(topology_name=topology, platform="tpu").devices
     mesh = Mesh(np.array(devices), ("data",))
     everywhere, divided = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
-    samples = told.data.crop_samples(config)
-    model = nnx.eval_shape(lambda: snax.SNAC(config, rngs=nnx.Rngs(0)))
-    state = jax.eval_shape(functools.partial(begin, settings=told), model)
+    samples = config.data.crop_samples(model_config)
+    model = nnx.eval_shape(lambda: snax.SNAC(model_config, rngs=nnx.Rngs(0)))
+    state = jax.eval_shape(functools.partial(init_state, config=config), model)
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), state)
-    audio = jax.ShapeDtypeStruct((told.data.batch, 1, samples), jnp.float32, sharding=divided)
-    take = jax.jit(functools.partial(step, settings=told, judged=True), donate_argnums=0, out_shardings=everywhere)
+    audio = jax.ShapeDtypeStruct((config.data.batch, 1, samples), jnp.float32, sharding=divided)
+    step = functools.partial(train_step, config=config, adversarial=True)
+    take = jax.jit(step, donate_argnums=0, out_shardings=everywhere)
     start = time.perf_counter()
     compiled = take.lower(state, audio).compile()
     seconds = time.perf_counter() - start
@@ -82,12 +83,13 @@ def train(topology: str) -> dict[str, Any]:
     exchanged: collections.Counter[str] = collections.Counter()
     for name, bytes_ in collectives(compiled.as_text()):
         exchanged[name] += bytes_
-    trained = [state.codec, state.judges.networks] if state.judges else [state.codec]
+    discriminator_state = state.discriminator_state
+    trained = [state.codec, discriminator_state.networks] if discriminator_state else [state.codec]
     row = {
         "date": datetime.date.today().isoformat(),
         "topology": topology,
-        "dtype": told.dtype,
-        "batch": told.data.batch,
+        "dtype": config.dtype,
+        "batch": config.data.batch,
         "compile_s": round(seconds, 1),
         "arguments_MB": round(memory.argument_size_in_bytes / 1e6),
         "temporary_MB": round(memory.temp_size_in_bytes / 1e6),

@@ -25,8 +25,8 @@ from flax import nnx
 
 import snax
 from benchmarks.speed import machine
-from snax.train import settings
-from snax.train.step import begin, step
+from snax.train.config import TrainConfig, read
+from snax.train.step import init_state, train_step
 from tests.audio import clip
 from tests.torch_training import Trainer
 
@@ -34,7 +34,7 @@ HERE = Path(__file__).parent
 THREADS = len(os.sched_getaffinity(0))
 ROUNDS, STEPS = 3, 4
 
-# The recipe, examples a step, and whether discriminators are heard.
+# The recipe, examples per step, and whether discriminators are used.
 CASES = {
     "mini_16khz, 6 x 0.64 s": ("mini_16khz", 6, False),
     "snac_24khz, 2 x 0.85 s": ("snac_24khz", 2, False),
@@ -71,16 +71,17 @@ def begun(system: str, case: str) -> Connection:
 
 def serve(system: str, case: str, pipe: Connection) -> None:
     torch.set_num_threads(THREADS)
-    name, batch, judged = CASES[case]
-    told = settings.read(HERE.parent / "recipes" / f"{name}.toml")
-    told = dataclasses.replace(told, dtype="float32", restart=0.0)
-    assert told.model is not None
-    config = told.model
-    samples = told.data.crop_samples(config)
-    speech = clip("speech_7s.wav", config.sampling_rate, 7)[0, 0]
+    name, batch, adversarial = CASES[case]
+    config = read(HERE.parent / "recipes" / f"{name}.toml")
+    config = dataclasses.replace(config, dtype="float32", dead_code_threshold=0.0)
+    assert config.model is not None
+    model_config = config.model
+    samples = config.data.crop_samples(model_config)
+    speech = clip("speech_7s.wav", model_config.sampling_rate, 7)[0, 0]
     starts = np.linspace(0, len(speech) - samples, batch).astype(int)
     audio = np.stack([speech[start : start + samples] for start in starts])[:, None].astype(np.float32)
-    take = {"snax": in_jax, "torch": in_torch}[system](snax.SNAC(config, rngs=nnx.Rngs(0)), audio, told, judged)
+    model = snax.SNAC(model_config, rngs=nnx.Rngs(0))
+    take = {"snax": in_jax, "torch": in_torch}[system](model, audio, config, adversarial)
     take()
     pipe.send("ready")
     while count := pipe.recv():
@@ -92,9 +93,9 @@ def serve(system: str, case: str, pipe: Connection) -> None:
         pipe.send(statistics.median(times))
 
 
-def in_jax(model: snax.SNAC, audio: np.ndarray, told: settings.Settings, judged: bool) -> Callable[[], Any]:
-    state = jax.jit(functools.partial(begin, settings=told))(model)
-    compiled = jax.jit(functools.partial(step, settings=told, judged=judged), donate_argnums=0)
+def in_jax(model: snax.SNAC, audio: np.ndarray, config: TrainConfig, adversarial: bool) -> Callable[[], Any]:
+    state = jax.jit(functools.partial(init_state, config=config))(model)
+    compiled = jax.jit(functools.partial(train_step, config=config, adversarial=adversarial), donate_argnums=0)
 
     def take() -> None:
         nonlocal state
@@ -103,9 +104,9 @@ def in_jax(model: snax.SNAC, audio: np.ndarray, told: settings.Settings, judged:
     return take
 
 
-def in_torch(model: snax.SNAC, audio: np.ndarray, told: settings.Settings, judged: bool) -> Callable[[], Any]:
-    judges = begin(model, told).judges if judged else None
-    trainer = Trainer(model, judges.networks if judges else None, told)
+def in_torch(model: snax.SNAC, audio: np.ndarray, config: TrainConfig, adversarial: bool) -> Callable[[], Any]:
+    discriminator_state = init_state(model, config).discriminator_state if adversarial else None
+    trainer = Trainer(model, discriminator_state.networks if discriminator_state else None, config)
     return lambda: trainer.step(torch.tensor(audio))
 
 

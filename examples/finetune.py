@@ -1,4 +1,4 @@
-"""A codec for speech learns music: `python examples/finetune.py MUSIC [OUT]`.
+"""Fine-tune a codec for speech on music: `python examples/finetune.py MUSIC [OUT]`.
 
 MUSIC is a folder of audio, such as what `npm pack supersonic-scsynth-samples` unpacks: 206 recordings of instruments,
 CC0. Every tenth file is kept out of training; these are what is scored and drawn, before and after: docs/training.md
@@ -16,7 +16,7 @@ import snax
 from snax.data.audio import read
 from snax.evaluate import metrics
 from snax.evaluate.pictures import spectrograms
-from snax.train import settings
+from snax.train.config import Data, Losses, Optimizer, TrainConfig
 from snax.train.run import train
 
 STEPS = 200
@@ -34,16 +34,16 @@ def main() -> None:
     clips = {path.name: read(path, rate)[0] for path in held_out}
     before = reconstructed(model, clips)
 
-    told = settings.Settings(
+    config = TrainConfig(
         steps=STEPS,
-        data=settings.Data(inputs=tuple(map(str, rest)), crop_seconds=0.64, batch=8),
-        # Half of what it was trained with at first: it has to learn much in little time.
-        optimizer=settings.Optimizer(learning_rate=5e-4, warmup_steps=STEPS // 20, decay=0.1 ** (1 / STEPS)),
-        losses=settings.Losses(convergence=20.0, commitment=1.0),
-        average=0.95,
-        log=20,
+        data=Data(inputs=tuple(map(str, rest)), crop_seconds=0.64, batch=8),
+        # Half of its initial learning rate in training: this is a short run.
+        optimizer=Optimizer(learning_rate=5e-4, warmup_steps=STEPS // 20, lr_decay=0.1 ** (1 / STEPS)),
+        losses=Losses(spectral_convergence=20.0, commitment=1.0),
+        ema_decay=0.95,
+        log_every=20,
     )
-    last = train(told, out / "run", "mini_16khz", decoders=2)
+    last = train(config, out / "run", "mini_16khz", decoders=2)
     after = reconstructed(snax.load(last), clips)
 
     print(f"{len(clips)} clips that it was not trained on (less is better):")

@@ -1,4 +1,4 @@
-"""What a training run's log says, drawn: `python recipes/curves.py RUN/log.jsonl OUT.png`."""
+"""Draw the log of a training run: `python recipes/curves.py RUN/log.jsonl OUT.png`."""
 
 import json
 import sys

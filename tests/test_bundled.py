@@ -11,7 +11,7 @@ from flax import nnx
 
 import snax
 from snax.evaluate import metrics
-from snax.train import settings
+from snax.train.config import read
 
 FOLDER = Path(snax.__file__).parent / "mini_16khz"
 
@@ -46,7 +46,7 @@ def test_it_is_small_and_says_what_it_is() -> None:
         "curves.png",
     ):
         assert what in card
-    recipe = settings.read(Path(__file__).parents[1] / "recipes" / "mini_16khz.toml")
+    recipe = read(Path(__file__).parents[1] / "recipes" / "mini_16khz.toml")
     assert recipe.model == snax.load("mini_16khz").config
 
 

@@ -35,7 +35,7 @@ from snax.extract.store import Store, StoreError
 from snax.extract.table import Row, to_parquet
 from snax.inference.packing import EncodedClip
 from snax.tokens import ORPHEUS, TokenLayout, mini_omni_codes, mini_omni_streams
-from snax.train import settings
+from snax.train import config as train_config
 from snax.weights import checkpoint
 from snax.weights.torch_files import read_state_dict
 
@@ -387,11 +387,11 @@ def test_recipes(folder: Path, content: bytes) -> None:
     path = folder / "recipe.toml"
     path.write_bytes(content)
     try:
-        told = settings.read(path)
+        train = train_config.read(path)
     except ValueError as error:
         says(error, "recipe.toml")
         return
-    assert told.steps > 0
+    assert train.steps > 0
 
 
 RECIPE = tomllib.loads(RECIPES[-1].decode())
@@ -405,7 +405,7 @@ RECIPE = tomllib.loads(RECIPES[-1].decode())
 )
 def test_fields_of_recipes(table: dict[str, Any]) -> None:
     try:
-        told = settings.from_dict(table)
-    except settings.SettingsError:
+        train = train_config.from_dict(table)
+    except train_config.ConfigError:
         return
-    assert json.loads(json.dumps(settings.to_dict(told), allow_nan=False)) == settings.to_dict(told)
+    assert json.loads(json.dumps(train_config.to_dict(train), allow_nan=False)) == train_config.to_dict(train)

@@ -16,7 +16,8 @@ from pairs import pair
 from torch.nn import functional
 
 from snax.evaluate.spectra import mel_filters, stft
-from snax.train import losses, settings, weight_norm
+from snax.train import config as train_config
+from snax.train import losses, weight_norm
 from snax.train.discriminators import Discriminators
 from snax.weights.torch_weights import named_tensors
 
@@ -77,14 +78,14 @@ def test_stft_loss() -> None:
     assert_same(losses.stft_loss, torch_training.stft_loss, *two_clips(), bound=GRADIENTS_OF_BINS)
 
 
-def test_convergence_loss() -> None:
-    assert_same(losses.convergence_loss, torch_training.convergence_loss, *two_clips(silence=True))
+def test_spectral_convergence_loss() -> None:
+    assert_same(losses.spectral_convergence_loss, torch_training.spectral_convergence_loss, *two_clips(silence=True))
 
 
-def test_convergence_loss_of_silence() -> None:
-    """A clip of nothing but silence, and ours the same: no cost to speak of, and a gradient that is a number."""
+def test_spectral_convergence_loss_of_silence() -> None:
+    """Silence for both: almost no loss, and a gradient of 0."""
     silence = np.zeros((1, 1, 8000), np.float32)
-    value, gradient = jax.value_and_grad(losses.convergence_loss)(silence, silence)
+    value, gradient = jax.value_and_grad(losses.spectral_convergence_loss)(silence, silence)
     assert float(value) < 0.01
     assert not np.any(gradient)
 
@@ -133,7 +134,7 @@ def small_discriminators() -> Discriminators:
 def test_features_of_discriminators(samples: int) -> None:
     clip = two_clips()[0][..., :samples]
     ours = jax.jit(lambda model, x: model(x))(small_discriminators(), clip)
-    theirs = torch_training.Judges(small_discriminators())(torch.tensor(clip))
+    theirs = torch_training.TorchDiscriminators(small_discriminators())(torch.tensor(clip))
     for mine, other in zip(ours, theirs, strict=True):
         for features, expected in zip(mine, other, strict=True):
             expected = expected.detach().permute(0, 2, 3, 1).numpy()
@@ -147,26 +148,28 @@ LOSSES = {
         lambda fake, real: losses.adversarial_loss(fake),
         lambda fake, real: torch_training.adversarial_loss(fake),
     ),
-    "feature": (losses.feature_loss, torch_training.feature_loss),
+    "feature_matching": (losses.feature_matching_loss, torch_training.feature_matching_loss),
 }
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_of_discriminators(name: str) -> None:
     ours, theirs = LOSSES[name]
-    model, judges = small_discriminators(), torch_training.Judges(small_discriminators())
+    model, torch_model = small_discriminators(), torch_training.TorchDiscriminators(small_discriminators())
     assert_same(
         lambda x, y: ours(model(x), model(y)),
-        lambda x, y: theirs(judges(x), judges(y)),
+        lambda x, y: theirs(torch_model(x), torch_model(y)),
         *two_clips(),
     )
 
 
 def test_full_size_is_that_of_the_descript_audio_codec() -> None:
     """Of its layers' shapes: 1 x 32 x 5 ... 1024 x 1024 x 5, and five bands of five layers; counted by hand."""
-    how = settings.Discriminators()
+    config = train_config.Discriminators()
     model = nnx.eval_shape(
-        lambda: Discriminators(how.periods, how.windows, how.period_widths, how.spectrum_width, rngs=nnx.Rngs(0))
+        lambda: Discriminators(
+            config.periods, config.fft_sizes, config.period_widths, config.spectrum_width, rngs=nnx.Rngs(0)
+        )
     )
     period = sum(i * o * 5 + o for i, o in ((1, 32), (32, 128), (128, 512), (512, 1024), (1024, 1024))) + 1024 * 3 + 1
     band = 2 * 32 * 27 + 32 + 3 * (32 * 32 * 27 + 32) + 32 * 32 * 9 + 32
@@ -190,10 +193,10 @@ def test_stft_of_a_tone() -> None:
 
 @pytest.mark.slow
 def test_weight_norm() -> None:
-    """Gradients by gains and directions are those of the reference with its weight norm; folding changes nothing."""
+    """Gradients by `g` and `v` are those of the reference with weight norm. Split and merged kernels are unchanged."""
     _, model, speech = pair("no noise")
-    normed = weight_norm.unfold(model)
-    for ours, theirs in zip(jax.tree.leaves(weight_norm.fold(normed)), jax.tree.leaves(model), strict=True):
+    normed = weight_norm.split(model)
+    for ours, theirs in zip(jax.tree.leaves(weight_norm.merge(normed)), jax.tree.leaves(model), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=0)  # a division and a product in float32
 
     reference = torch_training.reference(model)
@@ -204,8 +207,8 @@ def test_weight_norm() -> None:
 
     @jax.jit
     @jax.grad
-    def gradients(normed: weight_norm.Normed) -> jax.Array:
-        model = weight_norm.fold(normed)
+    def gradients(normed: weight_norm.WeightNormed) -> jax.Array:
+        model = weight_norm.merge(normed)
         return (model.audio_to_latents(part) * by_latents).mean() + (model.latents_to_audio(latents) * by_audio).mean()
 
     encoded = reference.encoder(torch.tensor(part)).swapaxes(1, 2)
@@ -215,13 +218,13 @@ def test_weight_norm() -> None:
     expected = {name: parameter.grad for name, parameter in reference.named_parameters()}
 
     ours = gradients(normed)
-    tensors = [tensor for tensor in named_tensors(ours.directions) if not tensor.name.startswith("quantizer")]
+    tensors = [tensor for tensor in named_tensors(ours.v) if not tensor.name.startswith("quantizer")]
     assert len([tensor for tensor in tensors if tensor.weight_norm]) > 20
     for tensor in tensors:
         found = {tensor.name: tensor.to_torch(np.asarray(tensor.parameter[...]))}
         if tensor.weight_norm:
             parametrized = tensor.name.replace(".weight", ".parametrizations.weight.original")
-            gain = np.asarray(ours.gains[tensor.name]).reshape(-1, 1, 1)
+            gain = np.asarray(ours.g[tensor.name]).reshape(-1, 1, 1)
             found = {f"{parametrized}0": gain, f"{parametrized}1": found[tensor.name]}
         for name, gradient in found.items():
             size = expected[name].norm().item()

@@ -1,4 +1,4 @@
-"""What training is made of: settings, data, and steps beside torch's."""
+"""The parts of training: configuration, data, and steps compared with torch."""
 
 import dataclasses
 import functools
@@ -20,34 +20,35 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import snax
 from snax.codec.config import PUBLISHED_CONFIGS
-from snax.train import data, settings
-from snax.train.start import fit_quantizer
-from snax.train.step import State, begin, step
-from snax.train.weight_norm import fold
+from snax.train import config as train_config
+from snax.train import data
+from snax.train.quantizer_init import fit_quantizer
+from snax.train.step import TrainState, init_state, train_step
+from snax.train.weight_norm import merge
 
 pytestmark = pytest.mark.usefixtures("optax_mixes")
 
-CONFIG = dataclasses.replace(small.CONFIG, noise=False)
-TOLD = settings.Settings(
+MODEL_CONFIG = dataclasses.replace(small.CONFIG, noise=False)
+TRAIN_CONFIG = train_config.TrainConfig(
     steps=3,
-    data=settings.Data(inputs=("-",), batch=4),
-    model=CONFIG,
+    data=train_config.Data(inputs=("-",), batch=4),
+    model=MODEL_CONFIG,
     # Larger than the codec's own, so that three steps show what is wrong. (At 1e-3 a vector of the third batch comes to
     # lie between two rows of a codebook: which of them is chosen, and so 1e-3 of the gradient, is up to rounding.)
-    optimizer=settings.Optimizer(learning_rate=3e-4, decay=0.9, clip=10.0),
+    optimizer=train_config.Optimizer(learning_rate=3e-4, lr_decay=0.9, max_grad_norm=10.0),
     # Not the STFT's: the gradient of single bins' logarithms is as large as a bin is small, and those are rounding.
-    losses=settings.Losses(waveform=1.0),
-    average=0.5,
-    discriminators=settings.Discriminators(
-        periods=(2, 5), windows=(512, 256), period_widths=(4, 8, 16), spectrum_width=4
+    losses=train_config.Losses(waveform=1.0),
+    ema_decay=0.5,
+    discriminators=train_config.Discriminators(
+        periods=(2, 5), fft_sizes=(512, 256), period_widths=(4, 8, 16), spectrum_width=4
     ),
 )
 # Where losses and layers are not what is tested: a program of few layers is compiled in half the time.
 PLAIN = dataclasses.replace(
-    TOLD,
-    model=dataclasses.replace(CONFIG, encoder_rates=(4,), latent_dim=0, decoder_rates=(4,)),
-    losses=settings.Losses(mel=0.0, waveform=1.0),
-    discriminators=settings.Discriminators(periods=(2,), windows=(256,), period_widths=(4, 8), spectrum_width=4),
+    TRAIN_CONFIG,
+    model=dataclasses.replace(MODEL_CONFIG, encoder_rates=(4,), latent_dim=0, decoder_rates=(4,)),
+    losses=train_config.Losses(mel=0.0, waveform=1.0),
+    discriminators=train_config.Discriminators(periods=(2,), fft_sizes=(256,), period_widths=(4, 8), spectrum_width=4),
 )
 SAMPLES = 4096
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -61,23 +62,24 @@ def batches(count: int) -> list[np.ndarray]:
 
 
 @functools.cache
-def compiled(told: settings.Settings, *, judged: bool) -> Any:
-    return jax.jit(functools.partial(step, settings=told, judged=judged))
+def compiled(config: train_config.TrainConfig, *, adversarial: bool) -> Any:
+    return jax.jit(functools.partial(train_step, config=config, adversarial=adversarial))
 
 
-def drawn() -> State:
+def initial_state() -> TrainState:
     assert PLAIN.model is not None
-    return begin(small.model(PLAIN.model), PLAIN)
+    return init_state(small.model(PLAIN.model), PLAIN)
 
 
-@pytest.mark.parametrize("judged", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_steps_cost_what_they_cost_in_torch(judged: bool) -> None:
-    """Each step's losses depend on what the steps before it made of all parameters, discriminators' too."""
-    model = small.model(CONFIG)
-    state = begin(model, TOLD)
-    assert state.judges is not None
-    theirs = torch_training.Trainer(model, state.judges.networks if judged else None, TOLD)
-    take = compiled(TOLD, judged=judged)
+@pytest.mark.parametrize("adversarial", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_steps_cost_what_they_cost_in_torch(adversarial: bool) -> None:
+    """The losses of a step depend on all parameters after the steps before it, those of the discriminators too."""
+    model = small.model(MODEL_CONFIG)
+    state = init_state(model, TRAIN_CONFIG)
+    assert state.discriminator_state is not None
+    networks = state.discriminator_state.networks if adversarial else None
+    theirs = torch_training.Trainer(model, networks, TRAIN_CONFIG)
+    take = compiled(TRAIN_CONFIG, adversarial=adversarial)
     for number, batch in enumerate(batches(3)):
         state, metrics = take(state, batch)
         for name, expected in theirs.step(torch.tensor(batch)).items():
@@ -91,8 +93,8 @@ def test_devices_share_a_step() -> None:
     """On four devices, each with a quarter of the batch, a step is that of one device."""
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
     (batch,) = batches(1)
-    state = drawn()
-    take = compiled(PLAIN, judged=True)
+    state = initial_state()
+    take = compiled(PLAIN, adversarial=True)
     alone, expected = take(state, batch)
     together, metrics = take(
         jax.device_put(state, NamedSharding(mesh, PartitionSpec())),
@@ -107,60 +109,59 @@ def test_devices_share_a_step() -> None:
 @pytest.mark.slow
 def test_bfloat16_computes_in_it_and_keeps_float32() -> None:
     (batch,) = batches(1)
-    state = drawn()
-    _, expected = compiled(PLAIN, judged=True)(state, batch)
+    state = initial_state()
+    _, expected = compiled(PLAIN, adversarial=True)(state, batch)
     narrow = dataclasses.replace(PLAIN, dtype="bfloat16")
-    after, metrics = compiled(narrow, judged=True)(state, batch)
+    after, metrics = compiled(narrow, adversarial=True)(state, batch)
     assert {leaf.dtype for leaf in jax.tree.leaves(after) if jnp.issubdtype(leaf.dtype, jnp.floating)} == {
         jnp.dtype("float32")
     }
     # Eight bits of mantissa, 0.4 %, through a dozen layers; and not the same, or nothing was narrow.
-    assert float(metrics["feature"]) == pytest.approx(float(expected["feature"]), rel=0.03)
-    assert float(metrics["feature"]) != float(expected["feature"])
+    assert float(metrics["feature_matching"]) == pytest.approx(float(expected["feature_matching"]), rel=0.03)
+    assert float(metrics["feature_matching"]) != float(expected["feature_matching"])
 
 
 @pytest.mark.slow
-def test_average_and_usage() -> None:
-    """The average moves as a moving average does, quickly at first; each codebook's usage sums to its size."""
-    state = drawn()
-    take = compiled(PLAIN, judged=False)
-    expected = np.asarray(state.average.encoder.conv_in.kernel[...])
+def test_ema_and_usage() -> None:
+    """The moving average has a smaller decay at first. The usage of each codebook sums to its size."""
+    state = initial_state()
+    take = compiled(PLAIN, adversarial=False)
+    expected = np.asarray(state.ema.encoder.conv_in.kernel[...])
     for number, batch in enumerate(batches(3)):
         state, _ = take(state, batch)
-        decay = min(PLAIN.average, (1 + number) / (10 + number))
-        now = np.asarray(fold(state.codec).encoder.conv_in.kernel[...])
+        decay = min(PLAIN.ema_decay, (1 + number) / (10 + number))
+        now = np.asarray(merge(state.codec).encoder.conv_in.kernel[...])
         expected = decay * expected + (1 - decay) * now
-        np.testing.assert_allclose(state.average.encoder.conv_in.kernel[...], expected, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(state.ema.encoder.conv_in.kernel[...], expected, rtol=1e-5, atol=1e-7)
         for usage in state.usage:
-            assert float(usage.sum()) == pytest.approx(CONFIG.codebook_size, rel=1e-4)
+            assert float(usage.sum()) == pytest.approx(MODEL_CONFIG.codebook_size, rel=1e-4)
 
 
 @pytest.mark.slow
-def test_unused_rows_are_restarted() -> None:
-    """Rows that are never chosen become vectors of the batch, in the codec and in its average; others stay."""
-    told = dataclasses.replace(PLAIN, restart=0.5)
+def test_dead_codes_are_restarted() -> None:
+    """Rows that are never selected become vectors of the batch, in the codec and in its average. Others stay."""
+    config = dataclasses.replace(PLAIN, dead_code_threshold=0.5)
     (batch,) = batches(1)
-    state = drawn()
-    rows = np.arange(CONFIG.codebook_size) < 10
+    state = initial_state()
+    rows = np.arange(MODEL_CONFIG.codebook_size) < 10
     state = state._replace(usage=tuple(jnp.where(rows, 0.0, 2.0) for _ in state.usage))
-    after, _ = compiled(told, judged=False)(state, batch)
-    kept, _ = compiled(PLAIN, judged=False)(state, batch)
+    after, _ = compiled(config, adversarial=False)(state, batch)
+    kept, _ = compiled(PLAIN, adversarial=False)(state, batch)
     for i, (ours, plain) in enumerate(
-        zip(after.codec.directions.quantizer.quantizers, kept.codec.directions.quantizer.quantizers, strict=True)
+        zip(after.codec.v.quantizer.quantizers, kept.codec.v.quantizer.quantizers, strict=True)
     ):
         changed = (ours.codebook[...] != plain.codebook[...]).any(axis=1)
         # Of the ten, one may have been chosen in this step, and so often that it is alive again.
         assert not changed[10:].any()
         assert changed[:10].sum() >= 5
-        average = after.average.quantizer.quantizers[i].codebook[...]
-        np.testing.assert_array_equal(average[changed], ours.codebook[...][changed])
+        ema = after.ema.quantizer.quantizers[i].codebook[...]
+        np.testing.assert_array_equal(ema[changed], ours.codebook[...][changed])
         assert (after.usage[i][changed] == 1).all()
 
 
 @pytest.mark.slow
 def test_a_quantizer_that_fits() -> None:
-    """Where training from scratch begins, each level leaves less of the latents than it found, and uses its rows; as
-    they are drawn, each leaves more."""
+    """After fitting, each level reduces the residual and uses its rows. With random weights, it increases it."""
     (batch,) = batches(1)
 
     def left(model: snax.SNAC) -> list[float]:
@@ -171,7 +172,7 @@ def test_a_quantizer_that_fits() -> None:
             left.append(float(jnp.square(residual).mean() / latents.var((0, 1)).mean()))
         return left
 
-    model = snax.SNAC(dataclasses.replace(CONFIG, codebook_size=256), rngs=nnx.Rngs(0))
+    model = snax.SNAC(dataclasses.replace(MODEL_CONFIG, codebook_size=256), rngs=nnx.Rngs(0))
     fitted = jax.jit(fit_quantizer)(model, batch)
     assert left(model)[0] > 1
     assert 1 > left(fitted)[0] > left(fitted)[1] > left(fitted)[2]
@@ -191,17 +192,17 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "type": ("steps = '3'\n[data]\ninputs = ['a']", "`steps` (='3') must be int"),
     "bool": ("steps = true\n[data]\ninputs = ['a']", "`steps` (=True) must be int"),
     "not a table": ("steps = 3\ndata = 4", "`data` (=4) must be a table"),
-    "pair": ("steps = 3\n[data]\ninputs = ['a']\nloudness = [1]", "`data.loudness` (=[1]) must be a list of 2 float"),
-    "order": ("steps = 3\n[data]\ninputs = ['a']\nloudness = [-10, -20]", "a lower and a higher level"),
+    "pair": ("steps = 3\n[data]\ninputs = ['a']\nrms_db = [1]", "`data.rms_db` (=[1]) must be a list of 2 float"),
+    "order": ("steps = 3\n[data]\ninputs = ['a']\nrms_db = [-10, -20]", "a lower and a higher level"),
     "model": ("steps = 3\n[data]\ninputs = ['a']\n[model]\nencoder_dims = 3", "`model`: not the configuration"),
     "negative": ("steps = 3\n[data]\ninputs = ['a']\n[losses]\nmel = -1", "`losses.mel` (=-1.0) must be at least 0"),
     "infinite": (
         "steps = 3\n[data]\ninputs = ['a']\ncrop_seconds = inf",
         "`data.crop_seconds` (=inf) must be a number be",
     ),
-    "no window": (
-        "steps = 3\n[data]\ninputs = ['a']\n[discriminators]\nwindows = [510]",
-        "`discriminators.windows` (=(510,)) must be positive multiples of 4",
+    "FFT size": (
+        "steps = 3\n[data]\ninputs = ['a']\n[discriminators]\nfft_sizes = [510]",
+        "`discriminators.fft_sizes` (=(510,)) must be positive multiples of 4",
     ),
     "no period": (
         "steps = 3\n[data]\ninputs = ['a']\n[discriminators]\nperiods = [0]",
@@ -213,12 +214,12 @@ MISTAKES: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_mistaken_settings(name: str, tmp_path: Path) -> None:
+def test_invalid_configs(name: str, tmp_path: Path) -> None:
     content, message = MISTAKES[name]
-    path = tmp_path / "settings.toml"
+    path = tmp_path / "recipe.toml"
     path.write_text(content)
-    with pytest.raises(settings.SettingsError) as caught:
-        settings.read(path)
+    with pytest.raises(train_config.ConfigError) as caught:
+        train_config.read(path)
     assert message in str(caught.value)
     assert str(path) in str(caught.value)
 
@@ -226,7 +227,7 @@ def test_mistaken_settings(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
 def test_recipes(path: Path) -> None:
     """They can be read; that of a published model has its architecture."""
-    recipe = settings.read(path)
+    recipe = train_config.read(path)
     assert recipe.model == PUBLISHED_CONFIGS.get(path.stem, recipe.model)
     assert (recipe.model is None) == (path.stem == "finetune")
 
@@ -241,14 +242,14 @@ def wavs(folder: Path, seconds: list[float]) -> Path:
 
 
 def test_crops(tmp_path: Path) -> None:
-    """Every stretch once an epoch, at the loudness that was drawn, short clips with silence behind; where iteration is
-    taken up, the same crops come."""
+    """Every stretch once an epoch, at the drawn RMS level, short clips padded with silence; a restored iterator gives
+    the same crops."""
     inputs = (str(wavs(tmp_path / "in", [0.05, 0.3, 1.0])),)
     stored = data.store(inputs, 16_000, tmp_path / "store", 1)
     assert stored.lengths.tolist() == [800, 4800, 16_000]
     np.testing.assert_allclose(stored.levels, 0, atol=1e-3)  # a square wave is as loud as its peak
-    how = settings.Data(inputs=inputs, batch=4, loudness=(-30.0, -20.0))
-    iterator = iter(data.crops(stored, 1600, how, seed=0))
+    data_config = train_config.Data(inputs=inputs, batch=4, rms_db=(-30.0, -20.0))
+    iterator = iter(data.crops(stored, 1600, data_config, seed=0))
     epoch = np.concatenate([next(iterator) for _ in range(7)])  # 2 epochs of 1 + 3 + 10 stretches
     assert epoch.shape == (28, 1, 1600)
     lengths = (epoch != 0).sum(axis=(1, 2))
@@ -259,11 +260,11 @@ def test_crops(tmp_path: Path) -> None:
     assert np.ptp(levels) > 5
 
     place, following = iterator.get_state(), [next(iterator) for _ in range(3)]
-    again = iter(data.crops(stored, 1600, how, seed=0))
+    again = iter(data.crops(stored, 1600, data_config, seed=0))
     again.set_state(json.loads(json.dumps(place)))
     for ours, theirs in zip(following, again, strict=False):
         np.testing.assert_array_equal(ours, theirs)
-    other = next(iter(data.crops(stored, 1600, how, seed=1)))
+    other = next(iter(data.crops(stored, 1600, data_config, seed=1)))
     assert not np.array_equal(other, epoch[:4])
 
 

@@ -23,7 +23,8 @@ import soundfile
 from filelock import FileLock
 
 import snax
-from snax.train import data, run, settings
+from snax.train import config as train_config
+from snax.train import data, run
 from snax.weights import torch_files
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optax_mixes")]
@@ -31,12 +32,12 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 # Of everything a little, and no spectra, which take most of a compilation.
-SETTINGS = """
+CONFIG = """
 steps = 12
-log = 2
-evaluate = 6
-checkpoint = 2
-restart = 0.2
+log_every = 2
+eval_every = 6
+checkpoint_every = 2
+dead_code_threshold = 0.2
 [model]
 sampling_rate = 16000
 encoder_dim = 8
@@ -56,10 +57,10 @@ learning_rate = 1e-3
 mel = 0
 waveform = 10
 [discriminators]
-begin = 9
+start_step = 9
 periods = [2]
 period_widths = [4, 8]
-windows = []
+fft_sizes = []
 """
 
 
@@ -73,24 +74,24 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def told(shared: Path) -> Path:
-    """Settings, and the audio that they name."""
-    clips, path = shared / "told" / "clips", shared / "told" / "settings.toml"
-    with FileLock(shared / "told.lock"):
+def config_path(shared: Path) -> Path:
+    """A configuration, and the audio that it names."""
+    clips, path = shared / "config" / "clips", shared / "config" / "config.toml"
+    with FileLock(shared / "config.lock"):
         if not path.exists():
             clips.mkdir(parents=True)
             samples, rate = soundfile.read(audio.DATA / "speech_7s.wav", dtype="float32")
             for i in range(40):
                 soundfile.write(clips / f"{i:02}.wav", samples[i * 2000 : i * 2000 + 20_000], rate)
-            content = SETTINGS.replace("INPUTS", str(clips)).replace("HELD_OUT", str(audio.DATA / "speech_3s.wav"))
+            content = CONFIG.replace("INPUTS", str(clips)).replace("HELD_OUT", str(audio.DATA / "speech_3s.wav"))
             path.write_text(content)
     return path
 
 
-def start(told: Path, out: Path) -> list[subprocess.Popen[str]]:
+def start(config_path: Path, out: Path) -> list[subprocess.Popen[str]]:
     """Two processes of two devices each. What one run compiled the next may use."""
-    line = [sys.executable, "-m", "snax.cli", "train", str(told), "-o", str(out)]
-    return jobs.together(line, 2, 2, JAX_COMPILATION_CACHE_DIR=str(told.parent / "compiled"))
+    line = [sys.executable, "-m", "snax.cli", "train", str(config_path), "-o", str(out)]
+    return jobs.together(line, 2, 2, JAX_COMPILATION_CACHE_DIR=str(config_path.parent / "compiled"))
 
 
 def checkpoints(out: Path) -> list[int]:
@@ -103,9 +104,9 @@ def said(out: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key != "steps_per_second"} for line in lines]
 
 
-def run_killed_and_resumed(told: Path, out: Path) -> None:
+def run_killed_and_resumed(config_path: Path, out: Path) -> None:
     """Kills every process after a checkpoint, and starts the run again."""
-    running = start(told, out)
+    running = start(config_path, out)
     while all(process.poll() is None for process in running) and not checkpoints(out):
         time.sleep(0.01)
     for process in running:
@@ -115,23 +116,23 @@ def run_killed_and_resumed(told: Path, out: Path) -> None:
     assert [process.returncode for process in running] == [-signal.SIGKILL] * 2, "\n".join(said)
     assert checkpoints(out), "there was no checkpoint"
     assert checkpoints(out)[-1] < 12, "was not killed in time"
-    jobs.finish(start(told, out))
+    jobs.finish(start(config_path, out))
 
 
 @pytest.fixture(scope="module")
-def killed(told: Path, shared: Path) -> Path:
+def killed(config_path: Path, shared: Path) -> Path:
     """A run of which every process was killed after a checkpoint, and that was then taken up again."""
     out = shared / "killed"
     with FileLock(shared / "killed.lock"):
         if not (out / "models" / "12").exists():
-            run_killed_and_resumed(told, out)
+            run_killed_and_resumed(config_path, out)
     return out
 
 
-def test_a_killed_run_ends_with_the_same_parameters(told: Path, killed: Path, tmp_path: Path) -> None:
+def test_a_killed_run_ends_with_the_same_parameters(config_path: Path, killed: Path, tmp_path: Path) -> None:
     """Bit for bit those of a run that was left alone, with the same log but for speeds."""
     undisturbed = tmp_path / "undisturbed"
-    jobs.finish(start(told, undisturbed))
+    jobs.finish(start(config_path, undisturbed))
     ours, theirs = (snax.load(out / "models" / "12") for out in (killed, undisturbed))
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -187,50 +188,52 @@ def test_a_trained_model_goes_to_torch(killed: Path, tmp_path: Path) -> None:
     reference.assert_same(theirs.eval(), model, audio.clip("speech_7s.wav", 16_000, 2))
 
 
-def test_other_settings_are_refused(told: Path, killed: Path, tmp_path: Path) -> None:
+def test_other_settings_are_refused(config_path: Path, killed: Path, tmp_path: Path) -> None:
     changed = tmp_path / "changed.toml"
-    changed.write_text(told.read_text().replace("batch = 4", "batch = 8"))
-    with pytest.raises(settings.SettingsError, match="a run with other settings, in data: choose another folder"):
-        run.train(settings.read(changed), killed, None, 1)
+    changed.write_text(config_path.read_text().replace("batch = 4", "batch = 8"))
+    with pytest.raises(train_config.ConfigError, match="a run with other settings, in data: choose another folder"):
+        run.train(train_config.read(changed), killed, None, 1)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").touch()
-    with pytest.raises(settings.SettingsError, match="is not empty, and not of a run: it has mine.txt"):
-        run.train(settings.read(told), tmp_path / "full", None, 1)
+    with pytest.raises(train_config.ConfigError, match="is not empty, and not of a run: it has mine.txt"):
+        run.train(train_config.read(config_path), tmp_path / "full", None, 1)
     for source, model in ((None, None), ("snac_24khz", small.CONFIG)):
-        with pytest.raises(settings.SettingsError, match="either the `model` of its settings or one to start --from"):
-            run.train(dataclasses.replace(settings.read(told), model=model), tmp_path / str(source), source, 1)
+        with pytest.raises(train_config.ConfigError, match="either the `model` of its settings or one to start --from"):
+            run.train(
+                dataclasses.replace(train_config.read(config_path), model=model), tmp_path / str(source), source, 1
+            )
 
 
-def test_a_model_that_can_not_be_had_takes_no_folder(told: Path, tmp_path: Path) -> None:
-    how = dataclasses.replace(settings.read(told), model=None)
+def test_a_model_that_can_not_be_had_takes_no_folder(config_path: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(train_config.read(config_path), model=None)
     with pytest.raises(ValueError, match="neither a published model"):
-        run.train(how, tmp_path / "run", "no/such/model", 1)
+        run.train(config, tmp_path / "run", "no/such/model", 1)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_batch_that_devices_can_not_share(told: Path, tmp_path: Path) -> None:
-    how = settings.read(told)
-    how = dataclasses.replace(how, data=dataclasses.replace(how.data, batch=6))
+def test_a_batch_that_devices_can_not_share(config_path: Path, tmp_path: Path) -> None:
+    config = train_config.read(config_path)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch=6))
     with pytest.raises(data.DataError, match="a batch of 6 can't be divided among 4 devices"):
-        run.train(how, tmp_path / "run", None, 1)
+        run.train(config, tmp_path / "run", None, 1)
 
 
-def test_training_on(told: Path, killed: Path, tmp_path: Path) -> None:
-    """--from begins with a model's weights: where nothing is learned, they are what comes out."""
+def test_training_on(config_path: Path, killed: Path, tmp_path: Path) -> None:
+    """--from starts with the weights of a model. With a learning rate of almost 0 they stay."""
     source = str(killed / "models" / "12")
-    how = settings.read(told)
-    optimizer = dataclasses.replace(how.optimizer, learning_rate=1e-30, weight_decay=0.0)
-    how = dataclasses.replace(
-        how, model=None, steps=2, evaluate=2, restart=0.0, optimizer=optimizer, discriminators=None
+    config = train_config.read(config_path)
+    optimizer = dataclasses.replace(config.optimizer, learning_rate=1e-30, weight_decay=0.0)
+    config = dataclasses.replace(
+        config, model=None, steps=2, eval_every=2, dead_code_threshold=0.0, optimizer=optimizer, discriminators=None
     )
-    last = run.train(how, tmp_path / "on", source, 1)
+    last = run.train(config, tmp_path / "on", source, 1)
     for ours, theirs in zip(jax.tree.leaves(snax.load(last)), jax.tree.leaves(snax.load(source)), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-8)  # taken apart into gain and direction, and back
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-8)  # split into magnitude and direction, and merged
 
 
-def test_a_run_that_diverges_says_so(told: Path, tmp_path: Path) -> None:
-    how = settings.read(told)
-    optimizer = dataclasses.replace(how.optimizer, learning_rate=1e30)
-    how = dataclasses.replace(how, optimizer=optimizer, discriminators=None)
+def test_a_run_that_diverges_says_so(config_path: Path, tmp_path: Path) -> None:
+    config = train_config.read(config_path)
+    optimizer = dataclasses.replace(config.optimizer, learning_rate=1e30)
+    config = dataclasses.replace(config, optimizer=optimizer, discriminators=None)
     with pytest.raises(run.DivergedError, match="no numbers any more: .*loss"):
-        run.train(how, tmp_path / "run", None, 1)
+        run.train(config, tmp_path / "run", None, 1)

@@ -1,4 +1,4 @@
-"""Training in torch, as the reference would be trained: what ours is measured by, in tests and in benchmarks."""
+"""Training in torch, as the reference for tests and benchmarks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,8 +12,8 @@ from torch.nn import functional
 
 import snax
 from snax.evaluate.spectra import MEL_SCALES, STFT_WINDOWS, mel_filters
+from snax.train.config import TrainConfig
 from snax.train.discriminators import BANDS, Discriminators, PeriodDiscriminator, SpectrumDiscriminator
-from snax.train.settings import Settings
 from snax.weights.torch_weights import to_torch
 
 Outputs = list[list[torch.Tensor]]
@@ -52,7 +52,7 @@ def stft_loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return loss
 
 
-def convergence_loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def spectral_convergence_loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     loss = torch.zeros(())
     for window_length in STFT_WINDOWS:
         ours, theirs = (magnitude(each, window_length) for each in (x, y))
@@ -98,12 +98,12 @@ class Period(nn.Module):
         self.period = ours.period
         strides = [(3, 1)] * (len(ours.layers) - 1) + [(1, 1)]
         self.layers = nn.ModuleList(conv(layer, stride) for layer, stride in zip(ours.layers, strides, strict=True))
-        self.judge = conv(ours.judge, (1, 1))
+        self.conv_post = conv(ours.conv_post, (1, 1))
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         x = functional.pad(x[:, None], (0, self.period - x.shape[1] % self.period), mode="reflect")
         outputs = run(self.layers, x.unflatten(2, (-1, self.period)))
-        return [*outputs, self.judge(outputs[-1])]
+        return [*outputs, self.conv_post(outputs[-1])]
 
 
 class Spectrum(nn.Module):
@@ -115,7 +115,7 @@ class Spectrum(nn.Module):
             nn.ModuleList(conv(layer, stride) for layer, stride in zip(layers, strides, strict=True))
             for layers in ours.bands
         )
-        self.judge = conv(ours.judge, (1, 1))
+        self.conv_post = conv(ours.conv_post, (1, 1))
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         hop = self.window_length // 4
@@ -129,11 +129,11 @@ class Spectrum(nn.Module):
             run(layers, parts[..., int(low * bins) : int(high * bins)])
             for (low, high), layers in zip(BANDS, self.bands, strict=True)
         ]
-        judged = self.judge(torch.cat([outputs[-1] for outputs in by_band], dim=-1))
-        return [*(output for outputs in by_band for output in outputs), judged]
+        logits = self.conv_post(torch.cat([outputs[-1] for outputs in by_band], dim=-1))
+        return [*(output for outputs in by_band for output in outputs), logits]
 
 
-class Judges(nn.Module):
+class TorchDiscriminators(nn.Module):
     def __init__(self, ours: Discriminators):
         super().__init__()
         kinds = {PeriodDiscriminator: Period, SpectrumDiscriminator: Spectrum}
@@ -153,55 +153,55 @@ def adversarial_loss(fake: Outputs) -> torch.Tensor:
     return sum((1 - f[-1]).square().mean() for f in fake)
 
 
-def feature_loss(fake: Outputs, real: Outputs) -> torch.Tensor:
+def feature_matching_loss(fake: Outputs, real: Outputs) -> torch.Tensor:
     pairs = [pair for f, r in zip(fake, real, strict=True) for pair in zip(f[:-1], r[:-1], strict=True)]
     return sum(functional.l1_loss(a, b.detach()) for a, b in pairs)
 
 
 class Trainer:
-    """The step of `snax.train.step` without noise and without restarts."""
+    """The step of `snax.train.step` without noise and without replacement of codebook rows."""
 
-    def __init__(self, model: snax.SNAC, judges: Discriminators | None, settings: Settings):
-        self.model, self.settings = reference(model), settings
+    def __init__(self, model: snax.SNAC, discriminators: Discriminators | None, config: TrainConfig):
+        self.model, self.config = reference(model), config
         self.rate = model.config.sampling_rate
-        self.judges = None if judges is None else Judges(judges)
+        self.discriminators = None if discriminators is None else TorchDiscriminators(discriminators)
         self.optimizer, self.schedule = self._optimizer(self.model)
-        if self.judges is not None:
-            self.judging, self.judging_schedule = self._optimizer(self.judges)
+        if self.discriminators is not None:
+            self.discriminator_optimizer, self.discriminator_schedule = self._optimizer(self.discriminators)
 
     def step(self, audio: torch.Tensor) -> dict[str, float]:
-        weights, how = self.settings.losses, self.settings.optimizer
+        weights, config = self.config.losses, self.config.optimizer
         latents = self.model.encoder(audio)
         quantized, commitment, codebook = quantize(self.model.quantizer, latents)
         decoded = self.model.decoder(quantized)
         parts = {"commitment": commitment, "codebook": codebook, "mel": mel_loss(decoded, audio, self.rate)}
         if weights.stft:
             parts["stft"] = stft_loss(decoded, audio)
-        if weights.convergence:
-            parts["convergence"] = convergence_loss(decoded, audio)
+        if weights.spectral_convergence:
+            parts["spectral_convergence"] = spectral_convergence_loss(decoded, audio)
         if weights.waveform:
             parts["waveform"] = functional.l1_loss(decoded, audio)
-        if self.judges is not None:
-            loss = discriminator_loss(self.judges(decoded.detach()), self.judges(audio))
-            self.judging.zero_grad()
+        if self.discriminators is not None:
+            loss = discriminator_loss(self.discriminators(decoded.detach()), self.discriminators(audio))
+            self.discriminator_optimizer.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(self.judges.parameters(), how.clip_discriminators)
-            self.judging.step()
-            self.judging_schedule.step()
-            fake, real = self.judges(decoded), self.judges(audio)
-            parts |= {"adversarial": adversarial_loss(fake), "feature": feature_loss(fake, real)}
+            nn.utils.clip_grad_norm_(self.discriminators.parameters(), config.max_grad_norm_discriminators)
+            self.discriminator_optimizer.step()
+            self.discriminator_schedule.step()
+            fake, real = self.discriminators(decoded), self.discriminators(audio)
+            parts |= {"adversarial": adversarial_loss(fake), "feature_matching": feature_matching_loss(fake, real)}
         total = sum(getattr(weights, name) * part for name, part in parts.items())
         self.optimizer.zero_grad()
         total.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), how.clip)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
         self.optimizer.step()
         self.schedule.step()
-        said = {name: part.item() for name, part in parts.items()} | {"loss": total.item(), "gradient": norm.item()}
-        return said if self.judges is None else said | {"discriminators": loss.item()}
+        metrics = {name: part.item() for name, part in parts.items()} | {"loss": total.item(), "grad_norm": norm.item()}
+        return metrics if self.discriminators is None else metrics | {"loss_d": loss.item()}
 
     def _optimizer(self, module: nn.Module) -> tuple[torch.optim.Optimizer, Any]:
-        how = self.settings.optimizer
+        config = self.config.optimizer
         optimizer = torch.optim.AdamW(
-            module.parameters(), how.learning_rate, betas=how.betas, weight_decay=how.weight_decay
+            module.parameters(), config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
         )
-        return optimizer, torch.optim.lr_scheduler.ExponentialLR(optimizer, how.decay)
+        return optimizer, torch.optim.lr_scheduler.ExponentialLR(optimizer, config.lr_decay)

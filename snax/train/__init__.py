@@ -1,2 +1,2 @@
-"""Training: what a SNAC is judged by (`losses`), the networks that judge it too (`discriminators`), and what is moved
-(`weight_norm`)."""
+"""Training: configuration (`config`), losses (`losses`), discriminators (`discriminators`), weight normalization
+(`weight_norm`), the training step (`step`) and the training loop (`run`)."""

@@ -1,4 +1,4 @@
-"""`snax train`: its options, its exit codes."""
+"""The `snax train` command."""
 
 import argparse
 import os
@@ -10,7 +10,7 @@ import jax
 
 
 def add(commands: Any) -> None:
-    """Adds the command to a parser's."""
+    """Add the command to a parser."""
     what = "Trains a codec, or trains one on, on all devices and hosts. Stopped, the same command goes on."
     parser = commands.add_parser("train", help=what, description=what)
     parser.set_defaults(run=_run)
@@ -26,14 +26,15 @@ def add(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     try:
         from .. import distributed, signals
-        from . import run, settings
+        from . import run
+        from .config import read
     except ImportError as error:
         raise ImportError(f"{error.name} is missing: pip install 'snax-codec[train]'.") from error
-    told = settings.read(arguments.config)
+    config = read(arguments.config)
     signals.exit_on_sigterm()
     distributed.join(arguments.coordinator, arguments.num_processes, arguments.process_id)
     with signals.leaving_on_errors():
-        last = run.train(told, arguments.out, arguments.source, os.cpu_count() or 1)
+        last = run.train(config, arguments.out, arguments.source, os.cpu_count() or 1)
     if jax.process_index() == 0:
         print(f"The trained codec: snax.load({os.fspath(last)!r})", file=sys.stderr)
     return 0

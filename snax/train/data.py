@@ -1,7 +1,7 @@
-"""Training audio: decoded once into a file that memory is mapped on, then cropped at random by Grain.
+"""Training audio: decoded once into a memory-mapped file, then cropped at random by Grain.
 
-Decoding needs the whole clip, training a second of it at a time: so each process decodes its part of the corpus before
-it begins, 16 bits a sample, at the codec's rate (100 hours at 24 kHz take 17 GB).
+Decoding needs the whole clip, training a second of it at a time. So each process decodes its part of the corpus before
+training starts, to 16 bits a sample at the codec's rate (100 hours at 24 kHz take 17 GB).
 """
 
 import json
@@ -20,7 +20,7 @@ from ..atomic import atomic_write
 from ..data import corpus
 from ..data.decoding import DecoderPool
 from ..data.reading import Clip, Unreadable, clips
-from .settings import Data
+from .config import Data
 
 # Clips that one process takes at a time, so that all get clips from everywhere in the corpus.
 _TOGETHER = 16
@@ -105,18 +105,18 @@ def _decode(contents: Iterable[tuple[Clip, Any]], rate: int, path: Path, count: 
     return {"lengths": lengths, "levels": levels, "unreadable": unreadable}
 
 
-def crops(stored: Stored, samples: int, how: Data, seed: int) -> grain.IterDataset[Any]:
-    """Without an end, batches (batch, 1, samples) of this process's share of a step.
+def crops(stored: Stored, samples: int, config: Data, seed: int) -> grain.IterDataset[Any]:
+    """An endless dataset of batches (batch, 1, samples): this process's share of each step.
 
-    An epoch has each stretch of `samples` once, shifted at random within its clip; clips that are shorter are followed
-    by silence. Each is brought to a random loudness, and lower where it would be cut off at full scale.
+    An epoch has each stretch of `samples` once, shifted at random within its clip; shorter clips are padded with
+    silence. Each is scaled to a random RMS level, or lower where it would clip.
     """
-    batch, rest = divmod(how.batch, jax.process_count())
+    batch, rest = divmod(config.batch, jax.process_count())
     if rest:
-        raise DataError(f"a batch of {how.batch} can't be divided among {jax.process_count()} processes.")
+        raise DataError(f"a batch of {config.batch} can't be divided among {jax.process_count()} processes.")
     dataset = grain.MapDataset.source(_Stretches(stored, samples))
     dataset = dataset.seed(seed + jax.process_index()).shuffle().repeat()
-    return dataset.random_map(_Crop(stored, samples, how.loudness)).batch(batch).to_iter_dataset()
+    return dataset.random_map(_Crop(stored, samples, config.rms_db)).batch(batch).to_iter_dataset()
 
 
 class _Stretches:
@@ -135,8 +135,8 @@ class _Stretches:
 
 
 class _Crop(grain.transforms.RandomMap):  # type: ignore[misc]  # grain has no types: to mypy this derives from Any
-    def __init__(self, stored: Stored, samples: int, loudness: tuple[float, float]):
-        self._stored, self._samples, self._loudness = stored, samples, loudness
+    def __init__(self, stored: Stored, samples: int, rms_db: tuple[float, float]):
+        self._stored, self._samples, self._rms_db = stored, samples, rms_db
 
     def random_map(self, element: tuple[int, int], rng: np.random.Generator) -> Float[np.ndarray, "1 samples"]:
         clip, stretch = element
@@ -146,7 +146,7 @@ class _Crop(grain.transforms.RandomMap):  # type: ignore[misc]  # grain has no t
         part = self._stored.samples[begin + shift : min(end, begin + shift + self._samples)]
         audio = np.zeros((1, self._samples), np.float32)
         audio[0, : len(part)] = part / np.float32(_FULL_SCALE)
-        decibels = rng.uniform(*self._loudness) - self._stored.levels[clip]
+        decibels = rng.uniform(*self._rms_db) - self._stored.levels[clip]
         return audio * np.float32(min(10 ** (decibels / 20), 1 / max(np.abs(audio).max(), 1e-5)))
 
 

@@ -1,5 +1,5 @@
-"""The networks that learn to tell decoded audio from real: those of the Descript Audio Codec (Kumar et al., 2023,
-arXiv:2306.06546, section 3.3), without its weight norm.
+"""Discriminators of decoded and real audio: those of the Descript Audio Codec (Kumar et al., 2023, arXiv:2306.06546,
+section 3.3), without its weight norm.
 
 Inside, arrays are (batch, height, width, channels).
 """
@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from ..evaluate.spectra import stft
 
-# Parts of the spectrum, from 0 to half the sampling rate, that have layers of their own.
+# Frequency bands with separate layers, as fractions of half the sampling rate.
 BANDS = ((0.0, 0.1), (0.1, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0))
 
 
@@ -40,7 +40,7 @@ class Conv2d(nnx.Module):
 
 
 def _layers(x: Float[Array, "batch height width _"], layers: Sequence[Conv2d]) -> list[Float[Array, "batch _ _ _"]]:
-    """The outputs of all layers, each one's input that of the one before it."""
+    """Apply the layers in order and return the outputs of all of them."""
     outputs = []
     for layer in layers:
         x = nnx.leaky_relu(layer(x), 0.1)
@@ -49,7 +49,8 @@ def _layers(x: Float[Array, "batch height width _"], layers: Sequence[Conv2d]) -
 
 
 class PeriodDiscriminator(nnx.Module):
-    """Audio folded into columns of every `period`-th sample (HiFi-GAN; Kong et al., 2020, arXiv:2010.05646)."""
+    """Discriminator of audio reshaped to columns of every `period`-th sample (HiFi-GAN; Kong et al., 2020,
+    arXiv:2010.05646)."""
 
     def __init__(self, period: int, widths: Sequence[int], *, rngs: nnx.Rngs):
         self.period = period
@@ -58,17 +59,17 @@ class PeriodDiscriminator(nnx.Module):
         self.layers = nnx.List(
             Conv2d(*size, (5, 1), (stride, 1), rngs=rngs) for size, stride in zip(sizes, strides, strict=True)
         )
-        self.judge = Conv2d(widths[-1], 1, (3, 1), (1, 1), rngs=rngs)
+        self.conv_post = Conv2d(widths[-1], 1, (3, 1), (1, 1), rngs=rngs)
 
     def __call__(self, audio: Float[Array, "batch samples"]) -> list[Float[Array, "batch _ _ _"]]:
         missing = self.period - audio.shape[1] % self.period  # a whole period where none is missing, as in DAC
         folded = jnp.pad(audio, ((0, 0), (0, missing)), mode="reflect").reshape(len(audio), -1, self.period, 1)
         outputs = _layers(folded, self.layers)
-        return [*outputs, self.judge(outputs[-1])]
+        return [*outputs, self.conv_post(outputs[-1])]
 
 
 class SpectrumDiscriminator(nnx.Module):
-    """Bands of the complex spectrum, each with layers of its own."""
+    """Discriminator of the complex spectrum, with separate layers for each frequency band."""
 
     def __init__(self, window_length: int, width: int, *, rngs: nnx.Rngs):
         self.window_length = window_length
@@ -82,7 +83,7 @@ class SpectrumDiscriminator(nnx.Module):
             )
             for _ in BANDS
         )
-        self.judge = Conv2d(width, 1, (3, 3), (1, 1), rngs=rngs)
+        self.conv_post = Conv2d(width, 1, (3, 3), (1, 1), rngs=rngs)
 
     def __call__(self, audio: Float[Array, "batch samples"]) -> list[Float[Array, "batch _ _ _"]]:
         spectrum = self.spectrum(audio)
@@ -91,11 +92,11 @@ class SpectrumDiscriminator(nnx.Module):
         by_band = [
             _layers(parts[:, :, low:high], layers) for (low, high), layers in zip(edges, self.bands, strict=True)
         ]
-        judgement = self.judge(jnp.concatenate([outputs[-1] for outputs in by_band], axis=2))
-        return [*(output for outputs in by_band for output in outputs), judgement]
+        logits = self.conv_post(jnp.concatenate([outputs[-1] for outputs in by_band], axis=2))
+        return [*(output for outputs in by_band for output in outputs), logits]
 
     def spectrum(self, audio: Float[Array, "batch samples"]) -> Array:
-        """As DAC has it: as many frames as hops, none of which is centred on an end of the audio."""
+        """The STFT as in DAC: as many frames as hops, none of which is centred on an end of the audio."""
         hop = self.window_length // 4
         around = (self.window_length - hop) // 2
         missing = -audio.shape[1] % hop
@@ -104,12 +105,12 @@ class SpectrumDiscriminator(nnx.Module):
 
 
 class Discriminators(nnx.Module):
-    """All of them, on audio without its mean and at the same level."""
+    """All discriminators, applied to audio with mean 0 and a peak of 0.8."""
 
     def __init__(
         self,
         periods: Sequence[int],
-        windows: Sequence[int],
+        fft_sizes: Sequence[int],
         period_widths: Sequence[int],
         spectrum_width: int,
         *,
@@ -118,12 +119,12 @@ class Discriminators(nnx.Module):
         self.all = nnx.List(
             [
                 *(PeriodDiscriminator(period, period_widths, rngs=rngs) for period in periods),
-                *(SpectrumDiscriminator(window_length, spectrum_width, rngs=rngs) for window_length in windows),
+                *(SpectrumDiscriminator(fft_size, spectrum_width, rngs=rngs) for fft_size in fft_sizes),
             ]
         )
 
     def __call__(self, audio: Float[Array, "batch 1 samples"]) -> list[list[Float[Array, "batch _ _ _"]]]:
-        """The features of each discriminator, the last of them its judgement."""
+        """The outputs of the layers of each discriminator. The last one is its decision."""
         centred = audio[:, 0] - audio[:, 0].mean(axis=1, keepdims=True)
         level = 0.8 * centred / (jnp.abs(centred).max(axis=1, keepdims=True) + 1e-9)
         return [discriminator(level) for discriminator in self.all]

@@ -1,7 +1,7 @@
-"""What training minimises. SNAC's author never published his; these are those of the Descript Audio Codec (Kumar et
-al., 2023, arXiv:2306.06546), which he says he followed, and of SNAC's own quantizer before they were taken out of it.
+"""Training losses. SNAC's were not published. These are the ones of the Descript Audio Codec (Kumar et al., 2023,
+arXiv:2306.06546), which SNAC's author says he followed, and the quantizer losses of an earlier version of SNAC.
 
-Audio is (batch, 1, samples). Every loss is a mean, so that batch and length do not change its weight.
+Audio is (batch, 1, samples). Every loss is a mean over batch and time.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from jaxtyping import Float
 from ..codec.quantizer import Quantized, ResidualVectorQuantize
 from ..evaluate.spectra import FLOOR, MEL_SCALES, STFT_WINDOWS, magnitude, mel_filters, stft
 
-# The outputs of a discriminator's layers, the last of which is its judgement.
+# The outputs of a discriminator's layers. The last one is its decision.
 Features = Sequence[Float[Array, "batch *_"]]
 
 
@@ -27,8 +27,8 @@ def mel_loss(
     loss = jnp.zeros(())
     for window_length, bands in scales:
         filters = mel_filters(rate, window_length, bands)
-        ours, theirs = (magnitude(stft(x, window_length)) @ filters for x in (audio, target))
-        loss += _distance(_log10(ours), _log10(theirs))
+        audio_mel, target_mel = (magnitude(stft(x, window_length)) @ filters for x in (audio, target))
+        loss += _distance(_log10(audio_mel), _log10(target_mel))
     return loss
 
 
@@ -40,25 +40,25 @@ def stft_loss(
     """Distance of magnitudes, and of the logarithms of their squares (Engel et al., 2020, arXiv:2001.04643)."""
     loss = jnp.zeros(())
     for window_length in window_lengths:
-        ours, theirs = (magnitude(stft(x, window_length)) for x in (audio, target))
-        loss += 2 * _distance(_log10(ours), _log10(theirs)) + _distance(ours, theirs)
+        x, y = (magnitude(stft(signal, window_length)) for signal in (audio, target))
+        loss += 2 * _distance(_log10(x), _log10(y)) + _distance(x, y)
     return loss
 
 
-def convergence_loss(
+def spectral_convergence_loss(
     audio: Float[Array, "batch 1 samples"],
     target: Float[Array, "batch 1 samples"],
     window_lengths: Sequence[int] = STFT_WINDOWS,
 ) -> Float[Array, ""]:
-    """Spectral convergence (Arik et al., 2018, arXiv:1808.06719): the distance of magnitudes over their size, both as
-    Frobenius norms of an example. Logarithms count what is quiet as much; this is about the loud peaks of speech.
+    """Spectral convergence (Arik et al., 2018, arXiv:1808.06719): the Frobenius norm of the difference of magnitudes
+    over that of the target's, by example. It weights loud peaks of speech more than losses of logarithms do.
 
-    A size below 1 counts as 1: of what is quieter than some -70 dB, the distance itself is taken.
+    A norm of the target below 1 (about -70 dB) counts as 1.
     """
     loss = jnp.zeros(())
     for window_length in window_lengths:
-        ours, theirs = (magnitude(stft(x, window_length)) for x in (audio, target))
-        distance, size = (jnp.sqrt(jnp.square(x).sum((-2, -1)) + FLOOR) for x in (ours - theirs, theirs))
+        x, y = (magnitude(stft(signal, window_length)) for signal in (audio, target))
+        distance, size = (jnp.sqrt(jnp.square(spectrum).sum((-2, -1)) + FLOOR) for spectrum in (x - y, y))
         loss += (distance / jnp.maximum(size, 1)).mean()
     return loss
 
@@ -69,32 +69,31 @@ def waveform_loss(audio: Float[Array, "batch 1 samples"], target: Float[Array, "
 
 
 def discriminator_loss(fake: Sequence[Features], real: Sequence[Features]) -> Float[Array, ""]:
-    """What discriminators minimise (least squares, Mao et al., 2017, arXiv:1611.04076): 1 for real audio, 0 for ours.
+    """Least-squares loss of the discriminators (Mao et al., 2017, arXiv:1611.04076): 1 for real audio, 0 for decoded.
 
     Args:
-        fake: each discriminator's features of decoded audio, which must carry no gradient to the codec.
-        real: those of the audio itself.
+        fake: each discriminator's features of decoded audio, without a gradient to the codec.
+        real: each discriminator's features of the original audio.
     """
     loss = jnp.zeros(())
-    for ours, theirs in zip(fake, real, strict=True):
-        loss += jnp.square(ours[-1]).mean() + jnp.square(1 - theirs[-1]).mean()
+    for fake_features, real_features in zip(fake, real, strict=True):
+        loss += jnp.square(fake_features[-1]).mean() + jnp.square(1 - real_features[-1]).mean()
     return loss
 
 
 def adversarial_loss(fake: Sequence[Features]) -> Float[Array, ""]:
-    """What the codec minimises of that: discriminators should say 1 of what it decodes."""
+    """Least-squares loss of the codec: 1 for decoded audio."""
     loss = jnp.zeros(())
-    for ours in fake:
-        loss += jnp.square(1 - ours[-1]).mean()
+    for features in fake:
+        loss += jnp.square(1 - features[-1]).mean()
     return loss
 
 
-def feature_loss(fake: Sequence[Features], real: Sequence[Features]) -> Float[Array, ""]:
-    """Distance of what discriminators see in both, in all layers but the last (Larsen et al., 2016,
-    arXiv:1512.09300)."""
+def feature_matching_loss(fake: Sequence[Features], real: Sequence[Features]) -> Float[Array, ""]:
+    """Mean absolute difference of the features of all layers but the last (Larsen et al., 2016, arXiv:1512.09300)."""
     loss = jnp.zeros(())
-    for ours, theirs in zip(fake, real, strict=True):
-        for a, b in zip(ours[:-1], theirs[:-1], strict=True):
+    for fake_features, real_features in zip(fake, real, strict=True):
+        for a, b in zip(fake_features[:-1], real_features[:-1], strict=True):
             loss += _distance(a, lax.stop_gradient(b))
     return loss
 

@@ -1,4 +1,4 @@
-"""What a run says of itself: a bar or lines for people, lines of JSON for programs, TensorBoard for eyes and ears."""
+"""Output of training metrics: a progress bar or lines of text, lines of JSON, and TensorBoard."""
 
 import json
 import os
@@ -13,40 +13,40 @@ from matplotlib.figure import Figure
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from ..atomic import replacing
+from ..atomic import atomic_write
 from ..evaluate.pictures import spectrograms
 
 # Seconds from one line to the next where there is no terminal.
 _BETWEEN_LINES = 30.0
 
 
-class Journal:
-    """The records of a run in `out`, from step `done` on: what an earlier run said of later steps is taken back."""
+class MetricWriter:
+    """Writer of the metrics of a run in `out`, from step `done` on. Records of later steps are removed."""
 
     def __init__(self, out: Path, done: int, steps: int, rate: int):
         self._path, self._rate, self._steps = out / "log.jsonl", rate, steps
         if self._path.exists():
             kept = [line for line in self._path.read_text().splitlines(True) if _step(line) <= done]
-            with replacing(self._path) as temporary:
+            with atomic_write(self._path) as temporary:
                 temporary.write_text("".join(kept))
         self._board = SummaryWriter(os.fspath(out / "tensorboard"), purge_step=done + 1)
         self._bar = tqdm(total=steps, initial=done, unit="step", disable=None)
-        self._said = time.perf_counter()
+        self._last_line = time.perf_counter()
 
     def trained(self, step: int, means: dict[str, float], steps_per_second: float) -> None:
-        """The mean of what was measured in the last steps."""
+        """Write the means of the metrics of the last steps."""
         self._record(step, "train", means | {"steps_per_second": steps_per_second})
         self._bar.update(step - self._bar.n)
         line = f"loss {means['loss']:.3f}, {steps_per_second:.2f} steps/s"
         self._bar.set_postfix_str(line)
-        if self._bar.disable and (time.perf_counter() - self._said > _BETWEEN_LINES or step == self._steps):
-            self._said = time.perf_counter()
+        if self._bar.disable and (time.perf_counter() - self._last_line > _BETWEEN_LINES or step == self._steps):
+            self._last_line = time.perf_counter()
             print(f"snax: step {step} of {self._steps}, {line}", file=sys.stderr, flush=True)
 
     def validated(
         self, step: int, means: dict[str, float], pairs: list[tuple[Float[np.ndarray, "_"], Float[np.ndarray, "_"]]]
     ) -> None:
-        """Scores on held-out clips, and some of these clips with their reconstructions."""
+        """Write the scores on held-out clips, and some of these clips with their reconstructions."""
         self._record(step, "held_out", means)
         self._bar.write(f"snax: step {step}, held-out clips: {_words(means)}", file=sys.stderr)
         for i, (clip, decoded) in enumerate(pairs):
@@ -70,7 +70,7 @@ class Journal:
 
 
 def _step(line: str) -> float:
-    """The step of a line; one that a killed process left half-written is of none."""
+    """The step of a line; infinity for an incomplete line, which a killed process leaves."""
     try:
         return float(json.loads(line)["step"])
     except ValueError:

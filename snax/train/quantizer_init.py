@@ -1,4 +1,4 @@
-"""Where training from scratch begins: a drawn codec whose quantizer fits its latents."""
+"""Initialization of the quantizer from audio, for training from scratch."""
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +9,14 @@ from ..codec.model import SNAC
 
 
 def fit_quantizer(model: SNAC, audio: Float[jax.Array, "batch 1 samples"]) -> SNAC:
-    """`model`, with drawn weights, changed so that each level of its quantizer describes what it sees of `audio`.
+    """Fit the quantizer of a randomly initialized model to the latents of `audio`. Returns a changed copy.
 
-    As torch draws them, a level's projections into the codebook's dimensions and back have nothing to do with each
-    other: what it adds is not what it saw, and every level leaves more than it found. Training does not mend that soon
-    (benchmarks/README.md has figures). Here latents get mean 0 and variance 1, a level projects on the principal
-    directions of what is left of them, whitened, as its rows are, and back the same way. (Codebooks are often begun
-    from data, as in SoundStream, Zeghidour et al., 2021, arXiv:2107.03312; this does the same for what surrounds them.)
+    With torch's initialization, a level's projections into the codebook's dimensions and back are independent: the
+    level's output is unrelated to its input, and each level increases the residual. Training does not correct that
+    soon (benchmarks/README.md has figures). Here the encoder's output is scaled to mean 0 and variance 1. Each level
+    projects the residual on its principal components, whitened like the codebook's rows, and back the same way.
+    (SoundStream, Zeghidour et al., 2021, arXiv:2107.03312, initializes codebooks from data; this does the same for the
+    projections.)
     """
     model = jax.tree.map(lambda parameter: parameter, model)  # a copy, to be changed
     latents = model.audio_to_latents(audio)
@@ -32,7 +33,7 @@ def fit_quantizer(model: SNAC, audio: Float[jax.Array, "batch 1 samples"]) -> SN
         center = pooled.mean(axis=0, keepdims=True)
         variances, directions = jnp.linalg.eigh((pooled - center).T @ (pooled - center) / len(pooled))
         dim = level.codebook.shape[1]
-        # What hardly varies would become rounding, made large.
+        # The floor keeps components of almost no variance from amplifying rounding errors.
         scales = jnp.sqrt(jnp.maximum(variances[-dim:], 1e-4 * variances[-1]))[None]
         directions = directions[:, -dim:]
         _set(level.in_proj.kernel, (directions / scales)[None])

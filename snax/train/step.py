@@ -1,4 +1,4 @@
-"""One step of training: what is kept between steps, and a pure function from one to the next."""
+"""The training step: a pure function from one training state to the next."""
 
 from typing import Any, NamedTuple
 
@@ -13,77 +13,89 @@ from ..codec.layers import Context
 from ..codec.model import SNAC, draw_noise
 from ..codec.quantizer import Quantized
 from . import losses
+from .config import Optimizer, TrainConfig
 from .discriminators import Discriminators
-from .settings import Optimizer, Settings
-from .weight_norm import Normed, fold, unfold
+from .weight_norm import WeightNormed, merge, split
 
-# Of the moving average of how often each row of a codebook is chosen: it sees some hundred steps.
+# Decay of the moving average of codebook usage: it covers a few hundred steps.
 USAGE_DECAY = 0.99
 
 
-class Judges(NamedTuple):
-    """Discriminators and what their optimizer remembers."""
+class DiscriminatorState(NamedTuple):
+    """The discriminators and the state of their optimizer."""
 
     networks: Discriminators
-    moments: optax.OptState
+    opt_state: optax.OptState
 
 
-class State(NamedTuple):
-    """All that a step changes.
+class TrainState(NamedTuple):
+    """Everything that a training step updates.
 
-    `usage` has for each level how often each row of the codebook was chosen of late, 1 being its share.
+    Attributes:
+        step: the number of steps taken.
+        codec: the trained parameters.
+        opt_state: the state of the codec's optimizer.
+        ema: the codec with the exponential moving average of its weights.
+        usage: for each level, a moving average of how often each codebook row is selected; 1 is an equal share.
+        discriminator_state: None without discriminators.
     """
 
     step: Int32[Array, ""]
-    codec: Normed
-    moments: optax.OptState
-    average: SNAC
+    codec: WeightNormed
+    opt_state: optax.OptState
+    ema: SNAC
     usage: tuple[Float[Array, " codebook_size"], ...]
-    judges: Judges | None
+    discriminator_state: DiscriminatorState | None
 
 
 Metrics = dict[str, Float[Array, ""]]
 
 
-def begin(model: SNAC, settings: Settings) -> State:
-    """The state before the first step, from which `model` is trained on."""
-    codec = unfold(model)
-    judges = None
-    if (how := settings.discriminators) is not None:
+def init_state(model: SNAC, config: TrainConfig) -> TrainState:
+    """The state before the first step of training `model`."""
+    codec = split(model)
+    discriminator_state = None
+    if (sizes := config.discriminators) is not None:
         networks = Discriminators(
-            how.periods, how.windows, how.period_widths, how.spectrum_width, rngs=nnx.Rngs(settings.seed)
+            sizes.periods, sizes.fft_sizes, sizes.period_widths, sizes.spectrum_width, rngs=nnx.Rngs(config.seed)
         )
-        judges = Judges(networks, _optimizer(settings.optimizer, settings.optimizer.clip_discriminators).init(networks))
-    return State(
+        optimizer = _optimizer(config.optimizer, config.optimizer.max_grad_norm_discriminators)
+        discriminator_state = DiscriminatorState(networks, optimizer.init(networks))
+    return TrainState(
         step=jnp.zeros((), jnp.int32),
         codec=codec,
-        moments=_optimizer(settings.optimizer, settings.optimizer.clip).init(codec),
-        average=model,
+        opt_state=_optimizer(config.optimizer, config.optimizer.max_grad_norm).init(codec),
+        ema=model,
         usage=tuple(jnp.ones(len(level.codebook[...])) for level in model.quantizer.quantizers),
-        judges=judges,
+        discriminator_state=discriminator_state,
     )
 
 
-def step(
-    state: State, audio: Float[Array, "batch 1 samples"], settings: Settings, *, judged: bool
-) -> tuple[State, Metrics]:
-    """One step on a batch of whole pad multiples of audio; what it cost before the step, and what norms gradients had.
+def train_step(
+    state: TrainState, audio: Float[Array, "batch 1 samples"], config: TrainConfig, *, adversarial: bool
+) -> tuple[TrainState, Metrics]:
+    """Take one step on a batch of audio whose length is a multiple of the codec's pad multiple.
 
-    `judged`: with discriminators. They learn first, from the same decoded audio, as in the Descript Audio Codec.
+    Args:
+        adversarial: use the discriminators. They are updated before the codec, from the same decoded audio, as in the
+            Descript Audio Codec.
+
+    Returns:
+        The next state, and metrics: losses before the update, norms of the gradients, and codebook usage.
     """
-    key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
-    rate = state.average.config.sampling_rate
-    weights, metrics = settings.losses, dict[str, Array]()
+    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    rate = state.ema.config.sampling_rate
+    weights, metrics = config.losses, dict[str, Array]()
 
-    def round_trip(codec: Normed) -> tuple[tuple[Array, Metrics], Quantized]:
-        return _round_trip(fold(codec), audio, key, jnp.dtype(settings.dtype))
+    def round_trip(codec: WeightNormed) -> tuple[tuple[Array, Metrics], Quantized]:
+        return _round_trip(merge(codec), audio, key, jnp.dtype(config.dtype))
 
     (decoded, quantizer_losses), pull_back, quantized = jax.vjp(round_trip, state.codec, has_aux=True)
 
-    judges = state.judges
-    if judged:
-        assert judges is not None
-        judges, metrics = _taught(judges, decoded, audio, settings)
+    discriminator_state = state.discriminator_state
+    if adversarial:
+        assert discriminator_state is not None
+        discriminator_state, metrics = _discriminator_step(discriminator_state, decoded, audio, config)
 
     def cost(decoded: Array, parts: Metrics) -> tuple[Array, Metrics]:
         parts = dict(parts)
@@ -91,66 +103,69 @@ def step(
             parts["mel"] = losses.mel_loss(decoded, audio, rate)
         if weights.stft:
             parts["stft"] = losses.stft_loss(decoded, audio)
-        if weights.convergence:
-            parts["convergence"] = losses.convergence_loss(decoded, audio)
+        if weights.spectral_convergence:
+            parts["spectral_convergence"] = losses.spectral_convergence_loss(decoded, audio)
         if weights.waveform:
             parts["waveform"] = losses.waveform_loss(decoded, audio)
-        if judged:
-            assert judges is not None
-            networks = _cast(judges.networks, jnp.dtype(settings.dtype))
-            fake, real = (_features(networks, each) for each in (decoded, audio))
+        if adversarial:
+            assert discriminator_state is not None
+            networks = _cast(discriminator_state.networks, jnp.dtype(config.dtype))
+            fake, real = (_features(networks, x) for x in (decoded, audio))
             parts["adversarial"] = losses.adversarial_loss(fake)
-            parts["feature"] = losses.feature_loss(fake, real)
+            parts["feature_matching"] = losses.feature_matching_loss(fake, real)
         total = sum((getattr(weights, name) * part for name, part in parts.items()), jnp.zeros(()))
         return total, parts | {"loss": total}
 
     cost_gradient, parts = jax.grad(cost, argnums=(0, 1), has_aux=True)(decoded, quantizer_losses)
     (gradient,) = pull_back(cost_gradient)
-    optimizer = _optimizer(settings.optimizer, settings.optimizer.clip)
-    updates, moments = optimizer.update(gradient, state.moments, state.codec)
+    optimizer = _optimizer(config.optimizer, config.optimizer.max_grad_norm)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.codec)
     codec = optax.apply_updates(state.codec, updates)
 
-    usage = tuple(_usage(seen, codes) for seen, codes in zip(state.usage, quantized.codes, strict=True))
-    # At first over fewer steps: else the weights from before the first would be in it for long.
-    decay = jnp.minimum(settings.average, (1 + state.step) / (10 + state.step))
-    average = optax.incremental_update(fold(codec), state.average, 1 - decay)
-    if settings.restart:
-        usage = _restart(codec.directions, average, usage, quantized, settings.restart, jax.random.fold_in(key, 1))
+    usage = tuple(_update_usage(level, codes) for level, codes in zip(state.usage, quantized.codes, strict=True))
+    # The first averages are over fewer steps, so that the initial weights do not stay in them for long.
+    decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
+    ema = optax.incremental_update(merge(codec), state.ema, 1 - decay)
+    if config.dead_code_threshold:
+        restart_key = jax.random.fold_in(key, 1)
+        usage = _restart_dead_codes(codec.v, ema, usage, quantized, config.dead_code_threshold, restart_key)
 
-    metrics |= parts | {"gradient": optax.tree.norm(gradient)}
-    for i, seen in enumerate(usage):
-        metrics |= {f"level_{i}/{name}": value for name, value in _health(seen).items()}
-    return State(state.step + 1, codec, moments, average, usage, judges), metrics
+    metrics |= parts | {"grad_norm": optax.tree.norm(gradient)}
+    for i, level in enumerate(usage):
+        metrics |= {f"level_{i}/{name}": value for name, value in _usage_metrics(level).items()}
+    return TrainState(state.step + 1, codec, opt_state, ema, usage, discriminator_state), metrics
 
 
 def _round_trip(model: SNAC, audio: Array, key: Array, dtype: Any) -> tuple[tuple[Array, Metrics], Quantized]:
-    """Decoded audio, the quantizer's losses, and its results."""
-    config = model.config
+    """Decoded audio, the losses of the quantizer, and its results."""
+    model_config = model.config
     with jax.default_matmul_precision(model.precision):
         latents = _cast(model.encoder, dtype)(audio.swapaxes(1, 2).astype(dtype)).astype(jnp.float32)
         quantized = model.quantizer(latents)
         commitment, codebook = losses.quantizer_losses(model.quantizer, quantized)
         noise = None
-        if config.noise:
-            noise = draw_noise(config, jax.random.split(key, len(audio)), jnp.arange(latents.shape[1])[None])
+        if model_config.noise:
+            noise = draw_noise(model_config, jax.random.split(key, len(audio)), jnp.arange(latents.shape[1])[None])
         decoded = _cast(model.decoder, dtype)(quantized.z_q.astype(dtype), Context(noise=noise))
     parts = {"commitment": commitment, "codebook": codebook}
     return (decoded.astype(jnp.float32).swapaxes(1, 2), parts), quantized
 
 
-def _taught(judges: Judges, decoded: Array, audio: Array, settings: Settings) -> tuple[Judges, Metrics]:
-    """Discriminators after a step of their own."""
+def _discriminator_step(
+    state: DiscriminatorState, decoded: Array, audio: Array, config: TrainConfig
+) -> tuple[DiscriminatorState, Metrics]:
+    """Update the discriminators."""
 
     def cost(networks: Discriminators) -> Array:
-        networks = _cast(networks, jnp.dtype(settings.dtype))
-        fake, real = (_features(networks, each) for each in (decoded, audio))
+        networks = _cast(networks, jnp.dtype(config.dtype))
+        fake, real = (_features(networks, x) for x in (decoded, audio))
         return losses.discriminator_loss(fake, real)
 
-    loss, gradient = jax.value_and_grad(cost)(judges.networks)
-    optimizer = _optimizer(settings.optimizer, settings.optimizer.clip_discriminators)
-    updates, moments = optimizer.update(gradient, judges.moments, judges.networks)
-    taught = Judges(optax.apply_updates(judges.networks, updates), moments)
-    return taught, {"discriminators": loss, "gradient_of_discriminators": optax.tree.norm(gradient)}
+    loss, gradient = jax.value_and_grad(cost)(state.networks)
+    optimizer = _optimizer(config.optimizer, config.optimizer.max_grad_norm_discriminators)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.networks)
+    networks = optax.apply_updates(state.networks, updates)
+    return DiscriminatorState(networks, opt_state), {"loss_d": loss, "grad_norm_d": optax.tree.norm(gradient)}
 
 
 def _features(networks: Discriminators, audio: Array) -> list[list[Array]]:
@@ -161,41 +176,42 @@ def _cast(module: Any, dtype: Any) -> Any:
     return jax.tree.map(lambda parameter: parameter.astype(dtype), module)
 
 
-def _optimizer(how: Optimizer, clip: float) -> optax.GradientTransformation:
-    """AdamW with the gradient's norm clipped."""
-    decayed = optax.exponential_decay(how.learning_rate, 1, how.decay)
+def _optimizer(config: Optimizer, max_grad_norm: float) -> optax.GradientTransformation:
+    """AdamW with gradients clipped by their global norm."""
+    decayed = optax.exponential_decay(config.learning_rate, 1, config.lr_decay)
     rate = optax.join_schedules(
-        [optax.linear_schedule(0.0, how.learning_rate, how.warmup_steps), decayed], [how.warmup_steps]
+        [optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps), decayed], [config.warmup_steps]
     )
-    b1, b2 = how.betas
-    return optax.chain(optax.clip_by_global_norm(clip), optax.adamw(rate, b1=b1, b2=b2, weight_decay=how.weight_decay))
+    b1, b2 = config.betas
+    return optax.chain(
+        optax.clip_by_global_norm(max_grad_norm), optax.adamw(rate, b1=b1, b2=b2, weight_decay=config.weight_decay)
+    )
 
 
-def _usage(seen: Array, codes: Array) -> Array:
-    counts = jnp.zeros(len(seen)).at[codes.reshape(-1)].add(1.0)
-    return USAGE_DECAY * seen + (1 - USAGE_DECAY) * counts * len(seen) / codes.size
+def _update_usage(usage: Array, codes: Array) -> Array:
+    counts = jnp.zeros(len(usage)).at[codes.reshape(-1)].add(1.0)
+    return USAGE_DECAY * usage + (1 - USAGE_DECAY) * counts * len(usage) / codes.size
 
 
-def _restart(
-    model: SNAC, average: SNAC, usage: tuple[Array, ...], quantized: Quantized, least: float, key: Array
+def _restart_dead_codes(
+    model: SNAC, ema: SNAC, usage: tuple[Array, ...], quantized: Quantized, threshold: float, key: Array
 ) -> tuple[Array, ...]:
-    """Puts vectors of the batch in the place of codebook rows that are hardly chosen, in both models; returns the usage
-    after it (Dhariwal et al., 2020, arXiv:2005.00341, section 3.1)."""
-    after = []
-    for i, (seen, vectors) in enumerate(zip(usage, quantized.z_e, strict=True)):
+    """Replace codebook rows of which the usage is below the threshold by vectors of the batch, in both models; return
+    the usage after it (Dhariwal et al., 2020, arXiv:2005.00341, section 3.1)."""
+    updated = []
+    for i, (level_usage, vectors) in enumerate(zip(usage, quantized.z_e, strict=True)):
         candidates = vectors.reshape(-1, vectors.shape[-1])
-        drawn = candidates[jax.random.randint(jax.random.fold_in(key, i), seen.shape, 0, len(candidates))]
-        dead = seen < least
-        for each in (model, average):
-            codebook = each.quantizer.quantizers[i].codebook
+        drawn = candidates[jax.random.randint(jax.random.fold_in(key, i), level_usage.shape, 0, len(candidates))]
+        dead = level_usage < threshold
+        for codec in (model, ema):
+            codebook = codec.quantizer.quantizers[i].codebook
             codebook.set_value(jnp.where(dead[:, None], drawn, codebook[...]))
-        after.append(jnp.where(dead, 1, seen))
-    return tuple(after)
+        updated.append(jnp.where(dead, 1, level_usage))
+    return tuple(updated)
 
 
-def _health(usage: Array) -> Metrics:
-    """Of a codebook: the fraction of rows that are used at least a tenth of their share, and the perplexity: as many
-    rows, used equally, would carry as much information."""
+def _usage_metrics(usage: Array) -> Metrics:
+    """The fraction of codebook rows with at least a tenth of an equal share, and the perplexity of the codes."""
     shares = usage / usage.sum()
     entropy = -(shares * jnp.log(jnp.maximum(shares, 1e-12))).sum()
     return {"used": (usage > 0.1).mean(), "perplexity": jnp.exp(entropy)}
