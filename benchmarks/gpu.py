@@ -33,8 +33,8 @@ import snax
 from benchmarks.speed import Decode, Encode
 from snax.codec.config import PUBLISHED_CONFIGS
 from snax.weights.torch_weights import from_torch
-from tests.audio import clip
-from tests.reference import numpy_state_dict, trained_like
+from tests.helpers.recordings import clip
+from tests.helpers.reference import numpy_state_dict, trained_like
 
 RESULTS = Path(__file__).parent / "gpu.json"
 NAMES = ("snac_24khz", "snac_32khz")

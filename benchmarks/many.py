@@ -22,7 +22,7 @@ from flax import nnx
 import snax
 from snax.codec.config import PUBLISHED_CONFIGS
 from snax.inference.packing import computed_units
-from tests.audio import DATA, clip
+from tests.helpers.recordings import DATA, clip
 
 ROWS_OF_A_BATCH = 32  # clips that a padded batch has
 

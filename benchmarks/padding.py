@@ -10,8 +10,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from snax.codec.config import PUBLISHED_CONFIGS
-from tests.audio import clip
-from tests.reference import converted, trained_like
+from tests.helpers.recordings import clip
+from tests.helpers.reference import converted, trained_like
 
 CONFIG = PUBLISHED_CONFIGS["snac_24khz"]
 SECONDS, PADDING = 20 * CONFIG.pad_multiple / CONFIG.sampling_rate, 10 * CONFIG.pad_multiple

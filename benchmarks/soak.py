@@ -77,8 +77,7 @@ def streaming(seconds: float) -> dict[str, Any]:
 
 def extraction(seconds: float) -> dict[str, Any]:
     sys.path.insert(0, str(HERE.parent / "tests"))
-    import corpora
-    import jobs
+    from helpers import corpora, jobs
 
     chance, counts, memory = random.Random(0), Counter[str](), []
     with tempfile.TemporaryDirectory() as name:

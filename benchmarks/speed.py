@@ -33,8 +33,8 @@ import snac.layers
 import torch
 
 from snax.codec.config import PUBLISHED_CONFIGS
-from tests.audio import clip
-from tests.reference import converted, trained_like, without_weight_norm
+from tests.helpers.recordings import clip
+from tests.helpers.reference import converted, trained_like, without_weight_norm
 
 # Batch and seconds. The 32 kHz architecture costs the reference three times as much, so it has the first two only.
 CASES = {

@@ -23,8 +23,8 @@ import torch
 import snax
 from benchmarks.speed import machine
 from snax.codec.config import PUBLISHED_CONFIGS
-from tests.audio import DATA, clip
-from tests.reference import converted, trained_like
+from tests.helpers.recordings import DATA, clip
+from tests.helpers.reference import converted, trained_like
 
 HERE = Path(__file__).parent
 CLIP = DATA / "speech_3s.wav"

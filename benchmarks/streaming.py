@@ -18,8 +18,8 @@ import torch
 
 import snax
 from snax.codec.config import PUBLISHED_CONFIGS
-from tests.audio import clip
-from tests.reference import converted, trained_like
+from tests.helpers.recordings import clip
+from tests.helpers.reference import converted, trained_like
 
 CONFIG = PUBLISHED_CONFIGS["snac_24khz"]
 PAD = CONFIG.pad_multiple

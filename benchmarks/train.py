@@ -1,8 +1,8 @@
-"""A step of training, ours beside torch's on the same cores: `python -m benchmarks.train`.
+"""A training step beside torch's on the same cores: `python -m benchmarks.train`.
 
-The same step (tests/torch_training.py; tests/test_training.py compares their losses) from the same weights on the same
-audio, each system in a process of its own, in turns. On Linux both get memory in huge pages, without which XLA's step
-takes up to twice as long. Writes benchmarks/train.json.
+Both take the same step (tests/helpers/torch_training.py; tests/test_training.py compares the losses) from the same
+weights on the same audio, each in a process of its own, in turns. On Linux both get memory in huge pages, without which
+XLA's step takes up to twice as long. Writes benchmarks/train.json.
 """
 
 import dataclasses
@@ -27,8 +27,8 @@ import snax
 from benchmarks.speed import machine
 from snax.train.config import TrainConfig, read
 from snax.train.step import init_state, train_step
-from tests.audio import clip
-from tests.torch_training import Trainer
+from tests.helpers.recordings import clip
+from tests.helpers.torch_training import Trainer
 
 HERE = Path(__file__).parent
 THREADS = len(os.sched_getaffinity(0))

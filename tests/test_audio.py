@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 import soundfile
-from audio import DATA
+from helpers.recordings import DATA
 
 from snax.data import audio
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import small
 from flax import nnx
+from helpers import small
 from orbax.checkpoint import v1 as ocp
 
 import snax
@@ -52,7 +52,8 @@ def test_nothing_is_there_of_a_save_that_is_killed(tmp_path: Path) -> None:
     code = f"""
 import os, signal, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-import small, snax
+import snax
+from helpers import small
 from etils import epath
 killed = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
 type(epath.Path("/")).rename = type(epath.Path("/")).replace = os.rename = killed

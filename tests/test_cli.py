@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import small
 import soundfile
-from audio import DATA
+from helpers import small
+from helpers.recordings import DATA
 
 import snax
 from snax import cli

@@ -4,10 +4,10 @@ from typing import Any
 
 import jax
 import pytest
-import small
 import snac
 import torch
 from flax import nnx
+from helpers import small
 
 import snax
 from snax.codec.config import PUBLISHED_CONFIGS, strided_length

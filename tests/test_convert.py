@@ -6,13 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hub
 import numpy as np
 import pytest
-import reference
-import small
 import snac
 import torch
+from helpers import hub, reference, small
 from safetensors.torch import save_file
 
 import snax

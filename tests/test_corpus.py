@@ -7,11 +7,11 @@ import re
 import tarfile
 from pathlib import Path
 
-import corpora
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers import corpora
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

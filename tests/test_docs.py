@@ -10,11 +10,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import audio
 import jax
 import numpy as np
 import pytest
-import small
+from helpers import recordings, small
 
 import snax
 from snax import cli
@@ -37,7 +36,7 @@ WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a reader sits: with some audio, and tokens of it."""
     folder = tmp_path_factory.mktemp("desk")
-    shutil.copy(audio.DATA / "speech_3s.wav", folder / "speech.wav")
+    shutil.copy(recordings.DATA / "speech_3s.wav", folder / "speech.wav")
     (folder / "recipes").symlink_to(ROOT / "recipes")
     extract(small.model(), ExtractConfig([str(folder / "speech.wav")], str(folder / "tokens"), "small", num_workers=1))
     return folder

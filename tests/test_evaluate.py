@@ -4,12 +4,11 @@ import json
 import math
 from pathlib import Path
 
-import audio
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
 import torch
+from helpers import recordings, small
 from numpy.random import default_rng
 
 import snax
@@ -25,7 +24,7 @@ RATE = 16_000
 @pytest.fixture(scope="module")
 def pair() -> tuple[np.ndarray, np.ndarray]:
     """Speech, and the same with noise."""
-    speech = audio.clip("speech_3s.wav", RATE, 2.5)[0, 0].astype(np.float32)
+    speech = recordings.clip("speech_3s.wav", RATE, 2.5)[0, 0].astype(np.float32)
     return (speech + 0.02 * default_rng(0).standard_normal(speech.size)).astype(np.float32), speech
 
 
@@ -98,7 +97,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     clips = tmp_path / "clips"
     clips.mkdir()
     for name in ("speech_3s.wav", "guit_em9.flac"):
-        (clips / name).symlink_to(audio.DATA / name)
+        (clips / name).symlink_to(recordings.DATA / name)
     arguments = ["eval", str(clips), "-m", str(tmp_path / "model"), "-o", str(tmp_path / "out")]
     assert cli.main(arguments) == 0
     table = capsys.readouterr().out

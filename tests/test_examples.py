@@ -5,15 +5,14 @@ import importlib
 import sys
 from pathlib import Path
 
-import audio
 import pytest
-import small
+from helpers import recordings, small
 
 pytestmark = pytest.mark.slow
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 # What an example is told on its command line.
-ARGUMENTS = {"finetune": [str(audio.DATA)]}
+ARGUMENTS = {"finetune": [str(recordings.DATA)]}
 MODELS = {"corpus": small.model(dataclasses.replace(small.CONFIG, codebook_size=4096))}  # for Orpheus' ids
 SHOWN = {
     "corpus": [

@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import corpora
 import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import small
 import soundfile
-from pairs import pair
-from reference import assert_same_codes
+from helpers import corpora, small
+from helpers.pairs import pair
+from helpers.reference import assert_same_codes
 
 import snax
 from snax.data import audio, decoding

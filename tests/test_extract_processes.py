@@ -9,11 +9,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import corpora
-import jobs
 import pytest
-import small
-from jobs import finish, hashes
+from helpers import corpora, jobs, small
+from helpers.jobs import finish, hashes
 
 import snax
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
-import small
+from helpers import small
 from hypothesis import example, given
 from hypothesis import strategies as st
 

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
 from flax import nnx
+from helpers import small
 
 import snax
 from snax.codec import layers, model, tiling

@@ -10,13 +10,11 @@ import venv
 import zipfile
 from pathlib import Path
 
-import audio
-import hub
 import numpy as np
 import pytest
-import reference
 import torch
-from audio import DATA
+from helpers import hub, recordings, reference
+from helpers.recordings import DATA
 
 import snax
 from snax.codec.config import PUBLISHED_CONFIGS
@@ -109,7 +107,7 @@ np.savez(codes, *snax.load("snac_24khz").encode(np.load(audio)))
 def test_published_name_without_torch(programs: Path, tmp_path: Path) -> None:
     """A checkpoint that the reference wrote, from a hub, gives the reference's tokens where there is no torch."""
     config = PUBLISHED_CONFIGS["snac_24khz"].to_dict()
-    speech = audio.clip("speech_3s.wav", config["sampling_rate"], 2)
+    speech = recordings.clip("speech_3s.wav", config["sampling_rate"], 2)
     torch_model = reference.trained_like(config, speech)
     torch.save(torch_model.state_dict(), tmp_path / "pytorch_model.bin")
     np.save(tmp_path / "audio.npy", speech)

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
+from helpers import small
+from helpers.pairs import pair, torch_decode
+from helpers.reference import assert_same_codes
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pairs import pair, torch_decode
-from reference import assert_same_codes
 
 import snax
 from snax.codec.model import Decoder, Encoder

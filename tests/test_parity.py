@@ -1,8 +1,8 @@
 """The reference's own answers, from small models that between them reach every branch of it."""
 
 import pytest
-import reference
-from pairs import CONFIGS, pair
+from helpers import reference
+from helpers.pairs import CONFIGS, pair
 
 # Compiling a gradient takes longest, so only for configurations that between them reach every branch.
 GRADIENTS = [

@@ -11,15 +11,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import hub
 import huggingface_hub.constants
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
 import snac
 import torch
+from helpers import hub, small
 from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.torch import save_file
 

@@ -10,14 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
-import audio
 import jax
 import numpy as np
 import pytest
-import reference
 import snac
 import torch
-from pairs import torch_decode, torch_encode
+from helpers import recordings, reference
+from helpers.pairs import torch_decode, torch_encode
 
 import snax
 from convert.verify import AUDIO_BOUND, LATENTS_BOUND
@@ -26,7 +25,7 @@ from snax.weights import torch_files
 from snax.weights.pretrained import download
 from snax.weights.torch_weights import to_torch
 
-KINDS = list(audio.kinds(8000, 8))
+KINDS = list(recordings.kinds(8000, 8))
 
 
 @pytest.fixture(
@@ -41,7 +40,7 @@ KINDS = list(audio.kinds(8000, 8))
 def name(request: pytest.FixtureRequest) -> Iterator[str]:
     """One model after the other, and not all of them in memory: pytest groups the tests by it."""
     yield request.param
-    for cached in (drawn, pair, clips):
+    for cached in (drawn, models, clips):
         cached.cache_clear()
     jax.clear_caches()
 
@@ -49,14 +48,14 @@ def name(request: pytest.FixtureRequest) -> Iterator[str]:
 @functools.cache
 def drawn(name: str) -> tuple[snac.SNAC, snax.SNAC]:
     config = PUBLISHED_CONFIGS[name].to_dict()
-    speech = audio.clip("speech_7s.wav", config["sampling_rate"], 4)
+    speech = recordings.clip("speech_7s.wav", config["sampling_rate"], 4)
     torch_model = reference.trained_like(config, speech)
     reference.assert_alive(torch_model, speech)
     return torch_model, reference.converted(torch_model, config)
 
 
 @functools.cache
-def pair(name: str) -> tuple[snac.SNAC, snax.SNAC]:
+def models(name: str) -> tuple[snac.SNAC, snax.SNAC]:
     """Drawn parameters, or those that come with snax, which go to the reference as users would take them there."""
     if name in PUBLISHED_CONFIGS:
         return drawn(name)
@@ -75,13 +74,13 @@ def published(name: str) -> tuple[snac.SNAC, snax.SNAC]:
 
 @functools.cache
 def clips(name: str) -> dict[str, np.ndarray]:
-    config = pair(name)[1].config
-    return audio.kinds(config.sampling_rate, config.pad_multiple)
+    config = models(name)[1].config
+    return recordings.kinds(config.sampling_rate, config.pad_multiple)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_token_and_sample(name: str, kind: str) -> None:
-    torch_model, model = pair(name)
+    torch_model, model = models(name)
     bound = LATENTS_BOUND
     if name not in PUBLISHED_CONFIGS:
         # Training has made this codec's encoder magnify rounding: on speech and drums the reference's float32 is itself
@@ -91,9 +90,13 @@ def test_every_token_and_sample(name: str, kind: str) -> None:
 
 
 def test_rows_and_streams_give_what_each_clip_gives_alone(name: str) -> None:
-    torch_model, model = pair(name)
+    torch_model, model = models(name)
     pad, rate = model.config.pad_multiple, model.config.sampling_rate
-    alone = [audio.clip("speech_3s.wav", rate, 3)[0, 0], audio.clip("guit_em9.flac", rate, 1.3)[0, 0], np.ones(1)]
+    alone = [
+        recordings.clip("speech_3s.wav", rate, 3)[0, 0],
+        recordings.clip("guit_em9.flac", rate, 1.3)[0, 0],
+        np.ones(1),
+    ]
     expected = [torch_encode(torch_model, clip.astype(np.float32), pad) for clip in alone]
     silent = [torch_decode(torch_model, codes) for codes in expected]
 
@@ -125,7 +128,7 @@ def test_published_parameters(name: str, kind: str) -> None:
 
 def test_round_trip(name: str) -> None:
     # On reconstructed audio the reference's forward differs from ours in the noise alone; without it they are equal.
-    torch_model, model = pair(name)
+    torch_model, model = models(name)
     speech = clips(name)["speech"]
     zeros = mock.patch.object(torch, "randn", lambda shape, **kwargs: torch.zeros(shape))
     with torch.inference_mode(), zeros:

@@ -4,16 +4,14 @@ import json
 from collections import Counter
 from pathlib import Path
 
-import archives
 import av
-import corpora
-import jobs
 import numpy as np
 import pytest
 import soundfile
 import soxr
-from pairs import torch_encode
-from reference import assert_same_codes
+from helpers import archives, corpora, jobs
+from helpers.pairs import torch_encode
+from helpers.reference import assert_same_codes
 from test_published import drawn
 
 import snax

@@ -11,11 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import audio
 import numpy as np
 import pytest
-import small
 import soundfile
+from helpers import recordings, small
 from playwright.sync_api import sync_playwright
 
 import snax
@@ -34,8 +33,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     snax.save(small.model(), folder / "model")
     evil = folder / EVIL.replace("/", "\N{DIVISION SLASH}")  # no name has a slash
-    shutil.copy(audio.DATA / "speech_3s.wav", evil)
-    inputs = [str(audio.DATA / "guit_em9.flac"), str(evil)]
+    shutil.copy(recordings.DATA / "speech_3s.wav", evil)
+    inputs = [str(recordings.DATA / "guit_em9.flac"), str(evil)]
     out = folder / "report.html"
     assert cli.main(["report", *inputs, "-m", str(folder / "model"), "-o", str(out)]) == 0
     assert cli.main(["report", *inputs, "-m", str(folder / "model"), "-o", str(out)]) == 2, "it is there already"
@@ -56,7 +55,7 @@ def test_what_is_in_it(page: Path) -> None:
     """Both sounds of each clip to 16 bits, the codes, and nothing from anywhere else."""
     assert not re.search(r"https?://|src=[^x]", page.read_text())
     for clip, source in zip(data(page)["clips"], ("guit_em9.flac", "speech_3s.wav"), strict=True):
-        heard = snax.data.audio.read(audio.DATA / source, small.CONFIG.sampling_rate)
+        heard = snax.data.audio.read(recordings.DATA / source, small.CONFIG.sampling_rate)
         codes = small.model().encode(heard[None])
         for ours, expected in zip(codes_of(clip), codes, strict=True):
             np.testing.assert_array_equal(ours, expected[0])

@@ -6,10 +6,10 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
-import small
+from helpers import small
+from helpers.pairs import pair, torch_decode, torch_encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pairs import pair, torch_decode, torch_encode
 
 import snax
 from snax.inference import streaming

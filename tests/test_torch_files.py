@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import small
 import snac
 import torch
+from helpers import small
 from safetensors.numpy import save_file
 
 import snax

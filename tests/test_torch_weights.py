@@ -4,10 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import reference
-import small
 import snac
 import torch
+from helpers import reference, small
 
 import snax
 from snax.weights.torch_weights import from_torch, to_torch

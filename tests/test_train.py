@@ -4,15 +4,14 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import audio
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-import torch_training
 from flax import nnx
-from pairs import pair
+from helpers import recordings, torch_training
+from helpers.pairs import pair
 from torch.nn import functional
 
 from snax.evaluate.spectra import mel_filters, stft
@@ -30,7 +29,7 @@ GRADIENTS_OF_BINS = 1e-3
 
 def two_clips(*, silence: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Speech and music with noise, and without; both with digital silence in them, if asked, where magnitudes are 0."""
-    target = np.stack([audio.clip(name, RATE, 1)[0] for name in ("speech_7s.wav", "guit_em9.flac")])
+    target = np.stack([recordings.clip(name, RATE, 1)[0] for name in ("speech_7s.wav", "guit_em9.flac")])
     noise = 0.1 * np.random.default_rng(0).standard_normal(target.shape, np.float32)
     if silence:
         target[0, :, 3000:8000] = noise[0, :, 3000:8000] = 0

@@ -6,16 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import audio
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
 import soundfile
 import torch
-import torch_training
 from flax import nnx
+from helpers import recordings, small, torch_training
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import snax
@@ -56,7 +54,7 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 
 def batches(count: int) -> list[np.ndarray]:
     """Of four stretches of speech and music each."""
-    clips = np.concatenate([audio.clip(name, 16_000, 1.6)[0] for name in ("speech_7s.wav", "guit_em9.flac")])
+    clips = np.concatenate([recordings.clip(name, 16_000, 1.6)[0] for name in ("speech_7s.wav", "guit_em9.flac")])
     parts = clips[:, : 6 * SAMPLES].reshape(2, 6, SAMPLES).swapaxes(0, 1).reshape(-1, 4, 1, SAMPLES)
     return list(parts[:count])
 

@@ -11,16 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import audio
 import jax
-import jobs
 import numpy as np
 import pytest
-import reference
-import small
 import snac
 import soundfile
 from filelock import FileLock
+from helpers import jobs, recordings, reference, small
 
 import snax
 from snax.train import config as train_config
@@ -80,10 +77,10 @@ def config_path(shared: Path) -> Path:
     with FileLock(shared / "config.lock"):
         if not path.exists():
             clips.mkdir(parents=True)
-            samples, rate = soundfile.read(audio.DATA / "speech_7s.wav", dtype="float32")
+            samples, rate = soundfile.read(recordings.DATA / "speech_7s.wav", dtype="float32")
             for i in range(40):
                 soundfile.write(clips / f"{i:02}.wav", samples[i * 2000 : i * 2000 + 20_000], rate)
-            content = CONFIG.replace("INPUTS", str(clips)).replace("HELD_OUT", str(audio.DATA / "speech_3s.wav"))
+            content = CONFIG.replace("INPUTS", str(clips)).replace("HELD_OUT", str(recordings.DATA / "speech_3s.wav"))
             path.write_text(content)
     return path
 
@@ -185,7 +182,7 @@ def test_a_trained_model_goes_to_torch(killed: Path, tmp_path: Path) -> None:
     model = snax.load(killed / "models" / "12")
     torch_files.write_folder(model, tmp_path / "torch")
     theirs = snac.SNAC.from_pretrained(str(tmp_path / "torch"))
-    reference.assert_same(theirs.eval(), model, audio.clip("speech_7s.wav", 16_000, 2))
+    reference.assert_same(theirs.eval(), model, recordings.clip("speech_7s.wav", 16_000, 2))
 
 
 def test_other_settings_are_refused(config_path: Path, killed: Path, tmp_path: Path) -> None:

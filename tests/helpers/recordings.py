@@ -6,7 +6,7 @@ import numpy as np
 import soundfile
 import soxr
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 
 
 def clip(name: str, rate: int, seconds: float) -> np.ndarray:

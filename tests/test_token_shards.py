@@ -6,13 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
 
-import corpora
 import grain
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import small
 import torch
+from helpers import corpora, small
 
 import snax
 from snax.data import audio

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
-from audio import DATA
+
+from helpers.recordings import DATA
 
 # Name, sampling rate, and soundfile's arguments where the name does not say them.
 FORMATS = {

@@ -4,13 +4,12 @@ import functools
 from typing import Any
 from unittest import mock
 
-import audio
 import numpy as np
-import reference
 import snac
 import torch
 
 import snax
+from helpers import recordings, reference
 
 SMALL = {
     "sampling_rate": 16000,
@@ -70,7 +69,7 @@ def pair(name: str) -> tuple[snac.SNAC, snax.SNAC, np.ndarray]:
     # The reference pads to whole frames of the first level alone; strides in another order need them all.
     multiple = snax.SNACConfig.from_dict(config).pad_multiple
     samples = max(19200, 6 * multiple) // multiple * multiple
-    speech = audio.clip("speech_7s.wav", config["sampling_rate"], 7)[..., :samples]
+    speech = recordings.clip("speech_7s.wav", config["sampling_rate"], 7)[..., :samples]
     torch_model = reference.trained_like(config, speech)
     reference.assert_alive(torch_model, speech)
     return torch_model, reference.converted(torch_model, config), speech
