@@ -17,13 +17,13 @@ from jaxtyping import Bool, Float
 
 from . import ops
 
-# Which stretches of time are inside of a clip; each value covers an equal number of steps. None: all of them.
-# Convolutions see zeros in the others, as beyond the ends of an array, so that a clip does not see what is around it.
+# True where a step belongs to a clip; each value covers an equal number of steps. None: everywhere. Convolutions see
+# zeros at the other steps, as beyond the ends of an array, so that a clip does not see its neighbours.
 PaddingMask = Bool[Array, "_ _"] | None
 
 
 def _inside(x: Float[Array, "batch time channels"], padding_mask: PaddingMask) -> Float[Array, "batch time channels"]:
-    """x with zeros outside of the clips."""
+    """Replace masked steps by zeros."""
     if padding_mask is None:
         return x
     return jnp.where(jnp.repeat(padding_mask, x.shape[1] // padding_mask.shape[1], axis=1)[..., None], x, 0)
@@ -35,7 +35,7 @@ Rngs = nnx.Rngs | None
 
 
 def parameter(rngs: Rngs, shape: tuple[int, ...], init: Callable[[nnx.Rngs], Array]) -> nnx.Param[Array]:
-    """A parameter of this shape, made by `init`, or abstract without `rngs`."""
+    """A parameter from `init`, or an abstract one if `rngs` is None."""
     value: Any = jax.ShapeDtypeStruct(shape, jnp.float32) if rngs is None else init(rngs)
     return nnx.Param(value)
 
@@ -52,10 +52,10 @@ def constant(rngs: Rngs, shape: tuple[int, ...], value: float) -> nnx.Param[Arra
 
 
 class Context(NamedTuple):
-    """Inputs of a layer beside its signal."""
+    """The inputs of a layer apart from the signal."""
 
     padding_mask: PaddingMask = None
-    # For each block of the decoder a value for each time step of its output, (batch or 1, time). None: no noise.
+    # For each decoder block the noise at each time step of its output, (batch or 1, time). None: no noise.
     noise: Sequence[Float[Array, "_ time"]] | None = None
 
 
@@ -64,7 +64,7 @@ class Layer(nnx.Module):
 
     @property
     def receptive_field(self) -> int:
-        """Steps to each side that an output depends on, beside its own."""
+        """Steps on each side of its own that an output depends on."""
         return 0
 
     @property
@@ -82,11 +82,11 @@ class Layer(nnx.Module):
 
 
 class Sequential(Layer):
-    """Layers one after the other."""
+    """Layers in order."""
 
     @property
     def layers(self) -> list[Layer]:
-        """In order, as in the reference."""
+        """The layers, in the order of the reference."""
         raise NotImplementedError
 
     def __call__(self, x: Float[Array, "batch time _"], context: Context = Context()) -> Float[Array, "batch _ _"]:
@@ -103,7 +103,7 @@ def run(
 
 
 def flatten(layers: Iterable[Layer]) -> Iterator[Layer]:
-    """The layers, with those of each `Sequential` in its place."""
+    """Replace each `Sequential` by its layers, recursively."""
     for layer in layers:
         if isinstance(layer, Sequential):
             yield from flatten(layer.layers)
@@ -112,12 +112,12 @@ def flatten(layers: Iterable[Layer]) -> Iterator[Layer]:
 
 
 def output_ratio(layers: Iterable[Layer]) -> Fraction:
-    """Steps of the output for each step of the input of the layers in a row."""
+    """The output ratio of all layers together."""
     return math.prod((layer.output_ratio for layer in flatten(layers)), start=Fraction(1))
 
 
 def receptive_field(layers: Iterable[Layer]) -> int:
-    """Steps of the input that an output depends on to each side, whole blocks of each layer counted."""
+    """The receptive field of all layers together, in steps of the input, rounded up to whole blocks at each layer."""
     steps = Fraction(0)
     for layer in reversed(list(flatten(layers))):
         steps = Fraction(round_up(steps / layer.output_ratio + layer.receptive_field, layer.block_size))

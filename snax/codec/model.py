@@ -141,12 +141,12 @@ def compiled(method: Callable[..., Any]) -> Callable[..., Any]:
 class SNAC(nnx.Module):
     """The codec: mono audio <-> codes of several time scales, one array a level, coarse to fine.
 
-    A pytree. Its methods are compiled, once for each shape, and compose with the caller's `jit`, `vmap`, `grad` and
-    shardings. They compute in the dtype of the parameters, and round products as `precision` says: "highest" is what
-    it takes for the reference's tokens on TPUs and recent GPUs, whose default rounds to bfloat16 or TF32.
+    A pytree. Its methods are compiled once per shape and compose with `jit`, `vmap`, `grad` and shardings. They compute
+    in the dtype of the parameters. Matrix products have the given `precision`: TPUs and recent GPUs need "highest" for
+    the reference's tokens, because their default rounds to bfloat16 or TF32.
 
-    Bad input raises `ValueError`: wrong rank, channels or dtype always; NaN, infinity and codes outside the codebook
-    only outside of the caller's `jit`, where values can be seen. Inside, such codes are clamped to the codebook.
+    Bad input raises `ValueError`. Rank, channels and dtype are always checked; NaN, infinity and codes outside the
+    codebook only outside of a `jit`, where values are known. Inside a `jit` such codes are clamped to the codebook.
 
     For clips of different lengths in a batch pass `padding_mask`, (batch, latent frames), True where a frame belongs to
     a clip. Masked frames act as zero padding, so each clip gets the result that it would get alone. Outputs at masked
@@ -155,9 +155,9 @@ class SNAC(nnx.Module):
 
     Args:
         config: the architecture.
-        precision: any of JAX's matmul precisions, see `jax.default_matmul_precision`.
-        rngs: initialises the parameters, as torch would. Trained ones come from `snax.load`. None makes an abstract
-            model, whose parameters are `jax.ShapeDtypeStruct`.
+        precision: one of JAX's matmul precisions, see `jax.default_matmul_precision`.
+        rngs: initializes the parameters from torch's distributions. None makes an abstract model, whose parameters are
+            `jax.ShapeDtypeStruct`. For trained parameters use `snax.load`.
     """
 
     def __init__(self, config: SNACConfig, *, precision: str = "highest", rngs: Rngs):
@@ -171,7 +171,7 @@ class SNAC(nnx.Module):
 
     @property
     def dtype(self) -> jnp.dtype:
-        """What the model computes in."""
+        """The dtype of the parameters and of the computation."""
         return self.encoder.conv_in.kernel.dtype
 
     def encode(
@@ -180,10 +180,10 @@ class SNAC(nnx.Module):
         *,
         padding_mask: Bool[Array | np.ndarray, "batch frames"] | None = None,
     ) -> tuple[Int32[Array, "batch _"], ...]:
-        """The codes of `audio` at `config.sampling_rate`, zero-padded to a multiple of `config.pad_multiple` samples.
+        """Encode audio at `config.sampling_rate`, zero-padded to a multiple of `config.pad_multiple` samples.
 
         Returns:
-            For each of `config.vq_strides` an array (batch, padded samples / hop_length / stride), coarse to fine.
+            One array for each of `config.vq_strides`, (batch, padded samples / hop_length / stride), coarse to fine.
         """
         padded = self._padded(audio)
         check_padding_mask(padding_mask, self.config, len(padded), padded.shape[-1] // self.config.hop_length)
@@ -196,12 +196,12 @@ class SNAC(nnx.Module):
         key: PRNGKeyArray | Key[Array, " batch"] | None = None,
         padding_mask: Bool[Array | np.ndarray, "batch frames"] | None = None,
     ) -> Float[Array, "batch 1 samples"]:
-        """The audio of `codes`: `hop_length` samples for each latent frame, those of `encode`'s padding too.
+        """Decode codes to `hop_length` samples per latent frame, the padding of `encode` included.
 
         Args:
-            key: draws the noise that the reference adds on every call (if `config.noise`): one for each row, (batch,),
-                or one that all rows share. What a latent frame gets depends on its key and its number alone, so that
-                the same codes sound the same alone, in a batch, cut or streamed. Without a key there is no noise.
+            key: for the noise that the reference adds on every call (if `config.noise`): one key per row, (batch,), or
+                one for all rows. Noise is a function of (key, frame index): identical whole, batched or streamed.
+                Without a key there is no noise.
         """
         checked = self._checked(codes)
         check_padding_mask(padding_mask, self.config, len(checked[0]), checked[0].shape[1] * self.config.vq_strides[0])
@@ -213,7 +213,10 @@ class SNAC(nnx.Module):
         *,
         key: PRNGKeyArray | Key[Array, " batch"] | None = None,
     ) -> tuple[Float[Array, "batch 1 samples"], tuple[Int32[Array, "batch _"], ...]]:
-        """Audio to codes and back, trimmed to the length of `audio`; differentiable, straight through the codes."""
+        """Encode and decode `audio`. Returns audio of the same length, and the codes.
+
+        Differentiable: the gradient passes straight through the codes.
+        """
         reconstructed, codes = self._reconstruct(self._padded(audio), key)
         return reconstructed[..., : audio.shape[-1]], codes
 
@@ -223,7 +226,7 @@ class SNAC(nnx.Module):
         *,
         padding_mask: Bool[Array | np.ndarray, "batch frames"] | None = None,
     ) -> Float[Array, "batch frames latent_dim"]:
-        """What the encoder makes of `audio`, padded as `encode` pads it."""
+        """Latents of `audio`, which is padded as by `encode`."""
         padded = self._padded(audio)
         check_padding_mask(padding_mask, self.config, len(padded), padded.shape[-1] // self.config.hop_length)
         return self._audio_to_latents(padded, padding_mask)
@@ -231,7 +234,7 @@ class SNAC(nnx.Module):
     def quantize(
         self, latents: Float[Array | np.ndarray, "batch frames latent_dim"]
     ) -> tuple[Float[Array, "batch frames latent_dim"], tuple[Int32[Array, "batch _"], ...]]:
-        """The nearest latents that codes can say (gradient straight through), and those codes."""
+        """Quantize latents. Returns the quantized latents, with a straight-through gradient, and their codes."""
         check_latents(latents, self.config)
         if any(latents.shape[1] % stride for stride in self.config.vq_strides):
             raise ValueError(
@@ -242,7 +245,7 @@ class SNAC(nnx.Module):
     def dequantize(
         self, codes: Sequence[Integer[Array | np.ndarray, "batch _"]]
     ) -> Float[Array, "batch frames latent_dim"]:
-        """The latents that `codes` stand for."""
+        """Latents of codes."""
         return self._dequantize(self._checked(codes))
 
     def latents_to_audio(
@@ -252,7 +255,7 @@ class SNAC(nnx.Module):
         key: PRNGKeyArray | Key[Array, " batch"] | None = None,
         padding_mask: Bool[Array | np.ndarray, "batch frames"] | None = None,
     ) -> Float[Array, "batch 1 samples"]:
-        """What the decoder makes of `latents`; `key` as in `decode`."""
+        """Audio of latents. `key` is that of `decode`."""
         check_latents(latents, self.config)
         check_padding_mask(padding_mask, self.config, *latents.shape[:2])
         return self._latents_to_audio(jnp.asarray(latents, self.dtype), key, padding_mask)
@@ -302,7 +305,7 @@ class SNAC(nnx.Module):
         return self._latents_to_audio(quantized, key), codes
 
     def _padded(self, audio: Array | np.ndarray) -> Array | np.ndarray:
-        """Checked and padded before `jit`, so that all lengths up to a pad multiple share one compilation."""
+        """Check and pad audio before `jit`, so that all lengths up to a pad multiple share one compilation."""
         check_audio(audio)
         padding = -audio.shape[-1] % self.config.pad_multiple
         if padding:
@@ -318,8 +321,9 @@ class SNAC(nnx.Module):
 def draw_noise(
     config: SNACConfig, key: PRNGKeyArray | Key[Array, " batch"], positions: Int32[Array, "_ frames"]
 ) -> tuple[Float[Array, "_ _"], ...]:
-    """Standard normal values for each decoder block's time steps: what a frame gets depends on nothing but its key,
-    one for all rows or one for each, and its number in its clip.
+    """Standard normal values for the time steps of each decoder block, (rows, steps).
+
+    They are a function of a key, one for all rows or one for each, and of the latent frame's position in its clip.
     """
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)

@@ -29,13 +29,13 @@ from ..codec.inputs import check_clip, check_clip_codes, check_cuttable
 from ..codec.layers import flatten, receptive_field, round_up
 from ..codec.model import SNAC
 
-# Rows are as many times as long as the context that they share with both neighbours: 2 % is computed twice.
-# At 24 kHz that is 25.6 s. Longer ones save little, shorter ones less memory than a model's own weights.
+# The length of a row over its context on one side: 2 % of the audio is computed twice. At 24 kHz a row has 25.6 s.
+# Longer rows save little; shorter rows save less memory than the model's weights take.
 ROW_CONTEXTS = 100
 
 
 class EncodedClip(NamedTuple):
-    """The codes of one clip, (frames / stride,) for each level, and its length in samples, if it is known."""
+    """The codes of one clip, (frames / stride,) for each level, and its length in samples if known."""
 
     codes: Sequence[Integer[np.ndarray | Array, " _"]]
     samples: int | None = None
@@ -49,20 +49,21 @@ def encode_many(
     rows: int | None = None,
     mesh: Mesh | None = None,
 ) -> Iterator[EncodedClip]:
-    """The codes of each clip, in order, while it runs: those of `model.encode(clip[None, None])`, all of them.
+    """Encode clips of any lengths. Yields each clip's codes, in order: those of `model.encode(clip[None, None])`.
 
     Args:
-        clips: mono audio of any lengths; read as it is needed, so that a generator may load files.
-        row_seconds: how much audio is computed in one piece. Default: 100 times what the codec sees to one side, at
-            24 kHz 25.6 s. More takes more memory, less computes more twice.
-        rows: how many such pieces are computed together. Default: one for each device of the mesh.
-        mesh: devices to divide the rows among; all its axes are used. Default: the device that JAX would use.
+        clips: mono audio. Read lazily, so a generator may load files.
+        row_seconds: length of a packed row. Default: 100 times the context on one side, 25.6 s at 24 kHz. Longer rows
+            take more memory, shorter rows compute more audio twice.
+        rows: rows per batch. Default: one for each device of the mesh.
+        mesh: the devices among which rows are divided; all its axes are used. Default: JAX's default device.
 
-    If none of these three is given and all clips fit in one row, the row is as short as they are, rounded up to four
-    significant bits so that few lengths have to be compiled.
+    If `row_seconds`, `rows` and `mesh` are all None and the clips fit in one row, the row is only as long as they are,
+    rounded up to four significant bits so that few lengths are compiled.
 
     Raises:
-        ValueError: for a clip that is no finite mono audio, when its turn comes; for rows that do not fit.
+        ValueError: for a clip that is not finite mono audio, when it is reached; for rows that are too short, or not
+            divisible among the devices.
     """
     layout = _Layout.of(model, row_seconds, rows, mesh)
     model = layout.replicated(model)
@@ -84,17 +85,17 @@ def decode_many(
     rows: int | None = None,
     mesh: Mesh | None = None,
 ) -> Iterator[Float[np.ndarray, " samples"]]:
-    """The audio of each clip, in order, while it runs: that of `model.decode` on its codes alone.
+    """Decode clips of any lengths. Yields each clip's audio, in order: that of `model.decode` on its codes alone.
 
     Args:
-        clips: what `encode_many` gives, whose audio is trimmed to its length; or codes alone, whose audio is not.
-        key: draws the noise, for each clip what `model.decode(codes, key=key)` draws. Without it there is none.
+        clips: the results of `encode_many`, whose audio is trimmed to their length; or codes, whose audio is not.
+        key: for the noise, which is that of `model.decode(codes, key=key)` for each clip. Without a key there is none.
         row_seconds: as in `encode_many`.
         rows: as in `encode_many`.
         mesh: as in `encode_many`.
 
     Raises:
-        ValueError: for codes that can't be decoded, when their turn comes; for rows that do not fit.
+        ValueError: for codes that can't be decoded, when they are reached; for rows as in `encode_many`.
     """
     layout = _Layout.of(model, row_seconds, rows, mesh)
     model = layout.replicated(model)
@@ -111,7 +112,7 @@ def decode_many(
 
 
 def computed_units(model: SNAC, units: Sequence[int], mesh: Mesh | None = None) -> int:
-    """How many pad multiples `encode_many` computes, contexts and gaps included, for clips of so many `units` each."""
+    """Pad multiples that `encode_many` computes for clips of `units` pad multiples each, context and gaps included."""
     layout = _Layout.of(model, None, None, mesh)
     tape = sum(units) + layout.gap * max(0, len(units) - 1)
     return math.ceil(tape / layout.units) * layout.rows * layout.length

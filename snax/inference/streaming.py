@@ -1,7 +1,7 @@
-"""The codec as a stream: every layer keeps what it still needs of the past, so that nothing is computed twice.
+"""Streaming: each layer keeps the end of its input, so that nothing is computed twice.
 
-A convolution that looks ahead waits for what it looks at; the waits add up to the latency. What comes out, end to end,
-is what `SNAC.encode` and `SNAC.decode` make of the whole. State is explicit: a pytree that goes in and comes out.
+A layer that sees future steps delays its output; these delays add up to the latency. The concatenated output equals
+that of `SNAC.encode` and `SNAC.decode` on the whole. State is explicit: a pytree that is passed in and returned.
 """
 
 import dataclasses
@@ -23,16 +23,16 @@ from ..codec.model import SNAC, compiled, draw_noise
 
 
 class StreamState(NamedTuple):
-    """What a batch of streams in step needs to go on. A pytree; arrays have the batch in front."""
+    """The state of a batch of streams that advance together. A pytree; the first axis of arrays is the batch."""
 
-    frames: int  # latent frames that went through
+    frames: int  # latent frames processed so far
     pending: tuple[np.ndarray, ...]  # input that waits for more
     caches: tuple[Array, ...]
     key: PRNGKeyArray | Key[Array, " batch"] | None
 
 
 class StreamDecoder:
-    """Audio as the codes come, sample for sample what `SNAC.decode` makes of all of them.
+    """Decode codes as they arrive. The samples equal those of `SNAC.decode` on all codes.
 
         decoder = snax.StreamDecoder(model)
         state = decoder.init_state()
@@ -44,12 +44,12 @@ class StreamDecoder:
 
     Args:
         model: the codec.
-        lookahead: latent frames to wait for before audio is given out. Default: as many as `decode`'s own samples take
-            (10 at 24 kHz). With fewer, the end of each step is decoded as if the stream ended there, and once more when
-            the next has come; how far off that is stands in benchmarks/README.md.
+        lookahead: latent frames to wait for before audio is returned. Default: the decoder's receptive field (10 frames
+            at 24 kHz), for exact audio. With fewer, the end of each step is decoded as if the stream ended there;
+            benchmarks/README.md has the error.
 
     Raises:
-        ValueError: for a `lookahead` that is negative or more than the codec has a use for.
+        ValueError: if `lookahead` is negative or exceeds the receptive field.
     """
 
     def __init__(self, model: SNAC, *, lookahead: int | None = None):
@@ -59,7 +59,7 @@ class StreamDecoder:
         self._stream = _Stream(model, _decode, [unit // stride for stride in config.vq_strides], np.int32)
         exact = self._stream.delay * config.pad_multiple
         self.latency = int(exact)
-        """Samples by which the audio is behind the codes."""
+        """The delay of the audio behind the codes, in samples."""
         if lookahead is not None:
             if not 0 <= lookahead <= math.ceil(exact / config.hop_length):
                 most = math.ceil(exact / config.hop_length)
@@ -73,19 +73,19 @@ class StreamDecoder:
     def step(
         self, state: StreamState, codes: Sequence[Integer[Array | np.ndarray, "batch _"]]
     ) -> tuple[StreamState, Float[np.ndarray, "batch 1 samples"]]:
-        """Takes the next codes, any whole number of coarse frames; gives the samples that are now to be heard.
+        """Process the next codes, a whole number of coarse frames, and return the samples that are now final.
 
-        With attention nothing comes before its window of codes is full.
+        With attention, samples are returned once the window of their codes is full.
 
         Raises:
-            ValueError: for codes that `SNAC.decode` would refuse, or of another batch than the state's.
+            ValueError: for codes that `SNAC.decode` refuses, or of another batch size than the state's.
         """
         check_codes(codes, self._config)
         new, (audio,) = self._stream.step(state, codes, self._lag)
         return new, audio[:, None]
 
     def flush(self, state: StreamState) -> Float[np.ndarray, "batch 1 samples"]:
-        """The samples that are left once there are no more codes.
+        """Return the remaining samples after the last codes.
 
         Raises:
             ValueError: if the last attention window is not full.
@@ -104,13 +104,13 @@ class StreamDecoder:
 
 
 class StreamEncoder:
-    """Codes as the audio comes, the ones that `SNAC.encode` makes of all of it. Used as `StreamDecoder` is."""
+    """Encode audio as it arrives. The codes equal those of `SNAC.encode` on all audio. Used like `StreamDecoder`."""
 
     def __init__(self, model: SNAC):
         self._config = model.config
         self._stream = _Stream(model, _encode, [model.config.pad_multiple], np.float32)
         self.latency = int(self._stream.delay * model.config.pad_multiple)
-        """Samples by which the codes are behind the audio, once that is a multiple of `config.pad_multiple`."""
+        """The delay of the codes behind the audio, in samples, for audio of whole pad multiples."""
 
     def init_state(self, batch: int = 1) -> StreamState:
         """The state of `batch` streams before their first audio."""
@@ -119,17 +119,17 @@ class StreamEncoder:
     def step(
         self, state: StreamState, audio: Float[Array | np.ndarray, "batch 1 samples"]
     ) -> tuple[StreamState, tuple[Int32[np.ndarray, "batch _"], ...]]:
-        """Takes the next audio, any number of samples; gives the codes that are now final, often none.
+        """Process the next audio, any number of samples, and return the codes that are now final, possibly none.
 
         Raises:
-            ValueError: for audio that `SNAC.encode` would refuse, or of another batch than the state's.
+            ValueError: for audio that `SNAC.encode` refuses, or of another batch size than the state's.
         """
         check_audio(audio)
         new, codes = self._stream.step(state, [audio[:, 0]], self._stream.delay)
         return new, tuple(codes)
 
     def flush(self, state: StreamState) -> tuple[Int32[np.ndarray, "batch _"], ...]:
-        """The codes that are left once there is no more audio; zero-padded as `SNAC.encode` pads it."""
+        """Return the remaining codes after the last audio, which is zero-padded as by `SNAC.encode`."""
         batch, samples = state.pending[0].shape
         padding = np.zeros((batch, -samples % self._config.pad_multiple), np.float32)
         last, codes = self._stream.step(state, [padding], self._stream.delay)
@@ -140,10 +140,7 @@ class StreamEncoder:
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["outputs", "caches"], meta_fields=["delay"])
 @dataclasses.dataclass(frozen=True)
 class _Output:
-    """What came of some input: `outputs`, each (batch, values in time), `delay` units of time behind it.
-
-    Arrays, or their shapes.
-    """
+    """The outputs of a step, each (batch, values in time), `delay` units of time behind the input; or their shapes."""
 
     outputs: list[Any]
     caches: tuple[Any, ...]
@@ -151,7 +148,7 @@ class _Output:
 
 
 class _Stream:
-    """Either direction. Time is counted in units of `config.pad_multiple` samples, which go through one by one.
+    """Encoding or decoding. The unit of time is `config.pad_multiple` samples; units are processed one by one.
 
     Args:
         apply: `_encode` or `_decode`.
@@ -174,7 +171,7 @@ class _Stream:
     def step(
         self, state: StreamState, inputs: Sequence[Array | np.ndarray], lag: Fraction
     ) -> tuple[StreamState, list[np.ndarray]]:
-        """The state after `inputs`, and the outputs that are now `lag` units old."""
+        """Process `inputs`. Returns the new state, and the outputs that are `lag` units old by now."""
         if len(inputs[0]) != len(state.pending[0]):
             raise ValueError(f"the state is one of {len(state.pending[0])} streams, got a batch of {len(inputs[0])}.")
         arrived = [
@@ -198,21 +195,21 @@ class _Stream:
         )
 
     def tail(self, state: StreamState, lag: Fraction) -> list[np.ndarray]:
-        """The outputs that are not `lag` units old yet, of streams that end here."""
+        """The outputs that are not yet `lag` units old, of streams that end here."""
         end = Fraction(int(state.frames), self._unit)
         return self._between(
             [self._ending(state, self.delay)], end, max(end - lag, Fraction(0)), end, len(state.pending[0])
         )
 
     def _ending(self, state: StreamState, units: Fraction) -> list[Array]:
-        """What comes out next, at least `units` of it, if no more input comes."""
+        """The next outputs, at least `units` of them, if the streams end here."""
         nothing = [np.zeros((len(state.pending[0]), math.ceil(units) * width), self._dtype) for width in self._widths]
         return self._apply(self._model, nothing, state.caches, state.key, state.frames, True).outputs
 
     def _between(
         self, outputs: Sequence[list[Array]], begin: Fraction, low: Fraction, high: Fraction, batch: int
     ) -> list[np.ndarray]:
-        """The outputs from `low` to `high`, of those that came for input from `begin` on."""
+        """The outputs from time `low` to `high`, of `outputs` for input from time `begin` on."""
         between = []
         for i, shape in enumerate(self._shapes.outputs):
             width, nothing = shape.shape[1], np.zeros((batch, 0), shape.dtype)
@@ -256,7 +253,7 @@ def _decode(
 
 
 class _Align(Layer):
-    """Delays its input to whole blocks."""
+    """The identity, in blocks: delays its input to whole blocks of `steps`."""
 
     def __init__(self, steps: int):
         self.steps = steps
@@ -269,8 +266,8 @@ class _Align(Layer):
         return x
 
 
-# Latent frames farther than this from an end of the stream do not see it: more than any codec's receptive field. (To
-# count on would overflow 32 bits of samples within a day.)
+# More latent frames than any codec's receptive field. Distances to the ends of a stream are clipped to it, because
+# counts of samples would overflow 32 bits within a day.
 FAR = 4096
 
 
@@ -283,22 +280,19 @@ def step_layers(
     ended: bool | Array,
     draw: Callable[[Array], Sequence[Array]] | None = None,
 ) -> tuple[Array, tuple[Array, ...], int]:
-    """Take new input through the layers, each of which keeps the end of its own input for the next call.
-
-    A layer that looks ahead gives its output later; these delays add up.
+    """Apply the layers to the next input of a stream. Each layer keeps the end of its own input for the next call.
 
     Args:
-        layers: with a fixed `output_ratio` each.
-        x: the new input, (batch, steps, channels).
-        rate: its steps for each latent frame.
-        past: what the layers kept at the last call. None: zeros.
+        layers: the layers, in order.
+        x: the next input, (batch, steps, channels).
+        rate: steps of `x` per latent frame.
+        past: the caches returned by the last call. None: zeros.
         frames: latent frames before `x`.
-        ended: whether `x` is only padding after the end of the stream.
-        draw: gives the noise of all decoder blocks for latent frames of these positions, (1, frames).
+        ended: whether `x` is padding after the end of the stream.
+        draw: returns the noise of all decoder blocks for latent frames at these positions, (1, frames).
 
     Returns:
-        The output, as many steps as `x` times the layers' output ratio, what the layers keep, and by how many of its
-        own steps the output is behind the input.
+        The output, `steps * output_ratio(layers)` long; the caches; and the delay of the output in its own steps.
     """
     before, after = jnp.minimum(frames, FAR), jnp.where(ended, 0, FAR)
     delay, kept = 0, list[Array]()
