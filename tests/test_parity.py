@@ -10,7 +10,6 @@ GRADIENTS = [
     "dense, no noise",
     "attention of two heads, window longer than the strides",
     "odd rates, dense",
-    "the reference's default rates",
     "rate of one",
     "small codebook of few dimensions",
 ]
