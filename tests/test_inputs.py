@@ -112,3 +112,16 @@ def test_windows_that_the_frames_do_not_fill() -> None:
 def test_precision() -> None:
     with pytest.raises(ValueError, match="highest"):
         snax.SNAC(small.CONFIG, precision="exact", rngs=small.rngs())
+
+
+def test_codes_on_host_on_device_and_traced() -> None:
+    """Each level is checked where it is."""
+    model = small.model()
+    good = [np.asarray(level) for level in model.encode(small.audio())]
+    wide = good[0].astype(np.uint64) + 2**32  # comes round to codes in 32 bits
+    with pytest.raises(ValueError, match=r"codes\[0\] must be between 0 and"):
+        model.decode([wide, *map(jnp.asarray, good[1:])])
+    with pytest.raises(ValueError, match=r"codes\[1\] must be between 0 and"):
+        jax.jit(lambda level: model.decode([level, jnp.asarray(good[1] + 64), good[2]]))(good[0])
+    with pytest.raises(ValueError, match=r"codes\[2\] must be between 0 and"):
+        model.decode([jnp.asarray(good[0]), good[1], jnp.asarray(good[2] - 64)])

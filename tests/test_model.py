@@ -271,3 +271,17 @@ def test_bfloat16() -> None:
     expected = exact.decode(given)
     error = jnp.abs(rounded.decode(given).astype(jnp.float32) - expected).max() / jnp.abs(expected).max()
     assert error < 0.05
+
+
+def test_compiler_options_of_gpus(model: snax.SNAC, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the outermost compilation has options: JAX rejects them inside another transformation."""
+    audio = small.audio()
+    expected = model.encode(audio)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    jax.clear_caches()
+    assert_equal(model.encode(audio), expected)
+    assert_equal(jax.jit(lambda audio: model.encode(audio))(audio), expected)
+    assert_equal(jax.jit(lambda: model.encode(audio))(), expected)
+    assert_equal(jax.vmap(model.encode)(audio[None]), [level[None] for level in expected])
+    assert jnp.abs(jax.grad(lambda audio: model(audio)[0].sum())(jnp.asarray(audio))).max() > 0
+    jax.clear_caches()

@@ -62,10 +62,12 @@ def check_codes(codes: Any, config: SNACConfig) -> None:
             f"codes must cover the same clips and time at every level: with strides {strides}, codes for {finest} "
             f"latent frames have (batch, frames) {[(shapes[0][0], finest // s) for s in strides]}, got {shapes}."
         )
-    concrete = [level for level in codes if not isinstance(level, jax.core.Tracer)]
-    on_host = all(isinstance(level, np.ndarray) for level in concrete)
-    if concrete and not (_in_codebook if on_host else _in_codebook_compiled)(concrete, size):
-        i, level = next((i, x) for i, x in enumerate(codes) if not _in_codebook([x], size))
+    concrete = {i: level for i, level in enumerate(codes) if not isinstance(level, jax.core.Tracer)}
+    on_host = [level for level in concrete.values() if isinstance(level, np.ndarray)]
+    on_device = [level for level in concrete.values() if isinstance(level, jax.Array)]
+    valid = all(_in_codebook(level, size) for level in on_host)
+    if not valid or (on_device and not _all_in_codebook(on_device, size)):
+        i, level = next((i, level) for i, level in concrete.items() if not _in_codebook(level, size))
         raise ValueError(
             f"codes[{i}] must be between 0 and `codebook_size` - 1 (={size - 1}), "
             f"got values from {level.min()} to {level.max()}."
@@ -149,12 +151,12 @@ def _check_finite(name: str, array: Any) -> None:
     raise ValueError(f"{name} must be finite, got NaN or infinity in {(~finite).sum()} of {array.size} places.")
 
 
-def _in_codebook(codes: list[Any], size: int) -> Any:
-    """Whether all codes are between 0 and `size` - 1."""
-    stack = np.stack if isinstance(codes[0], np.ndarray) else jnp.stack
-    return stack([((level >= 0) & (level < size)).all() for level in codes]).all()
+def _in_codebook(level: Any, size: int) -> Any:
+    return ((level >= 0) & (level < size)).all()
 
 
 # As one program, for whose result the host waits once: on a GPU each operation and each wait takes 0.1 ms.
-_in_codebook_compiled = jax.jit(_in_codebook, static_argnums=1)
+_all_in_codebook = jax.jit(
+    lambda levels, size: jnp.stack([_in_codebook(x, size) for x in levels]).all(), static_argnums=1
+)
 _all_finite = jax.jit(lambda array: jnp.isfinite(array).all())

@@ -1,21 +1,18 @@
 """Encoder, decoder and the codec around them."""
 
-import functools
 import itertools
 import operator
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from jax.extend.core import get_opaque_trace_state
-from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float, Int32, Integer, Key, PRNGKeyArray
 
 from .attention import LocalMHA
+from .compiled import compiled
 from .config import SNACConfig
 from .inputs import check_audio, check_codes, check_latents, check_padding_mask
 from .layers import (
@@ -103,39 +100,6 @@ class Decoder(Sequential):
 
 
 TANH = Tanh()
-
-# For each float32 product XLA would compile dozens of Triton kernels to choose from, half a minute for a codec.
-GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
-
-# What JAX says outside of `jit`, `vmap`, `grad` and the like.
-_NOT_TRACING = get_opaque_trace_state(convention="nnx")
-
-
-def compiled(method: Callable[..., Any]) -> Callable[..., Any]:
-    """`jax.jit`, with every product inside at the model's `precision` instead of the device's default.
-
-    On a mesh with explicit axes (what `jax.make_mesh` makes) results are sharded over the batch as the argument is.
-    """
-
-    @functools.wraps(method)
-    def traced(self: "SNAC", batched: Any, *args: Any) -> Any:
-        sharding = jax.typeof(jax.tree.leaves(batched)[0]).sharding
-        in_mesh = method
-        if sharding.mesh.explicit_axes:
-            in_mesh = jax.sharding.auto_axes(method, out_sharding=sharding.update(spec=PartitionSpec(sharding.spec[0])))
-        with jax.default_matmul_precision(self.precision):
-            return in_mesh(self, batched, *args)
-
-    plain, on_gpu = jax.jit(traced), jax.jit(traced, compiler_options=GPU_OPTIONS)
-
-    @functools.wraps(method)
-    def call(self: "SNAC", batched: Any, *args: Any) -> Any:
-        # JAX refuses compiler options inside of another transformation.
-        outermost = get_opaque_trace_state(convention="nnx") == _NOT_TRACING
-        run = on_gpu if outermost and jax.default_backend() == "gpu" else plain
-        return run(self, batched, *args)
-
-    return call
 
 
 class SNAC(nnx.Module):
@@ -255,7 +219,7 @@ class SNAC(nnx.Module):
         key: PRNGKeyArray | Key[Array, " batch"] | None = None,
         padding_mask: Bool[Array | np.ndarray, "batch frames"] | None = None,
     ) -> Float[Array, "batch 1 samples"]:
-        """Audio of latents. `key` is that of `decode`."""
+        """Decode latents to audio. `key` is as in `decode`."""
         check_latents(latents, self.config)
         check_padding_mask(padding_mask, self.config, *latents.shape[:2])
         return self._latents_to_audio(jnp.asarray(latents, self.dtype), key, padding_mask)

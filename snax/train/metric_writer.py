@@ -21,7 +21,10 @@ _BETWEEN_LINES = 30.0
 
 
 class MetricWriter:
-    """Writer of the metrics of a run in `out`, from step `done` on. Records of later steps are removed."""
+    """Writes the metrics of a training run to the folder `out`.
+
+    Continues after step `done`: records of later steps, from before an interruption, are removed.
+    """
 
     def __init__(self, out: Path, done: int, steps: int, rate: int):
         self._path, self._rate, self._steps = out / "log.jsonl", rate, steps
