@@ -122,6 +122,6 @@ def test_codes_on_host_on_device_and_traced() -> None:
     with pytest.raises(ValueError, match=r"codes\[0\] must be between 0 and"):
         model.decode([wide, *map(jnp.asarray, good[1:])])
     with pytest.raises(ValueError, match=r"codes\[1\] must be between 0 and"):
-        jax.jit(lambda level: model.decode([level, jnp.asarray(good[1] + 64), good[2]]))(good[0])
+        jax.jit(lambda level: model.decode([level, good[1] + 64, good[2]]))(good[0])
     with pytest.raises(ValueError, match=r"codes\[2\] must be between 0 and"):
         model.decode([jnp.asarray(good[0]), good[1], jnp.asarray(good[2] - 64)])

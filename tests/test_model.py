@@ -282,6 +282,6 @@ def test_compiler_options_of_gpus(model: snax.SNAC, monkeypatch: pytest.MonkeyPa
     assert_equal(model.encode(audio), expected)
     assert_equal(jax.jit(lambda audio: model.encode(audio))(audio), expected)
     assert_equal(jax.jit(lambda: model.encode(audio))(), expected)
-    assert_equal(jax.vmap(model.encode)(audio[None]), [level[None] for level in expected])
+    assert_equal(jax.vmap(model.encode)(audio[None]), tuple(level[None] for level in expected))
     assert jnp.abs(jax.grad(lambda audio: model(audio)[0].sum())(jnp.asarray(audio))).max() > 0
     jax.clear_caches()
