@@ -73,7 +73,7 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     rows = []
     with contextlib.ExitStack() as stack:
-        contestants = {system: stack.enter_context(contestant(system)) for system in SYSTEMS}
+        contestants = {system: stack.enter_context(worker(serve, system)) for system in SYSTEMS}
         for name, case in ((name, case) for name, cases in CASES.items() for case in cases):
             tokens = {system: ask(worker, "prepare", name, case) for system, worker in contestants.items()}
             compare(tokens)
@@ -91,10 +91,10 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def contestant(system: str) -> Iterator[Connection]:
-    """A process that has `system` ready; it ends with the context."""
+def worker(function: Callable[..., None], *args: Any) -> Iterator[Connection]:
+    """A process that runs `function(connection, *args)` and answers `ask`. It ends with the context."""
     ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=serve, args=(system, theirs), daemon=True)
+    process = multiprocessing.get_context("spawn").Process(target=function, args=(theirs, *args), daemon=True)
     process.start()
     theirs.close()  # so that the end of the process is the end of the pipe
     yield ours
@@ -107,7 +107,7 @@ def ask(worker: Connection, *request: str) -> Any:
     return worker.recv()
 
 
-def serve(system: str, connection: Connection) -> None:
+def serve(connection: Connection, system: str) -> None:
     torch.set_num_threads(THREADS)
     with contextlib.suppress(EOFError), torch.inference_mode():
         while True:
