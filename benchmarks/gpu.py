@@ -1,9 +1,9 @@
 """snax and the PyTorch reference on one NVIDIA GPU: `python -m benchmarks.gpu parity|speed`.
 
 `parity` runs the full-size parity tests on the GPU and counts the tokens that differ from the reference's in float64:
-for clips alone, in batches and in rows, and for each matmul precision. `speed` times snax, torch and torch.compile. Both
-write benchmarks/gpu.json. Weights are drawn, and scaled so that the model behaves like a trained
-one. Needs jax[cuda12], a torch with CUDA, snac, pytest and pytest-xdist.
+for clips alone, in batches and in rows, and for each matmul precision. `speed` times snax, torch and torch.compile.
+Both write benchmarks/gpu.json. Weights are drawn, and scaled so that the model behaves like a trained one. Needs
+jax[cuda12], a torch with CUDA, snac, pytest and pytest-xdist.
 """
 
 import argparse
@@ -142,8 +142,8 @@ def parity(folder: Path) -> None:
 
 def run_tests() -> str:
     """Run the full-size parity tests on the GPU. Returns the last line of pytest's output."""
-    command = [sys.executable, *"-m pytest -n 6 --dist worksteal -q -W default tests/test_published.py".split()]
-    command += ["-m", "not pretrained", "-k", "snac_24khz or snac_32khz"]
+    command = [sys.executable, "-m", "pytest", "-n", "6", "--dist", "worksteal", "-q", "-W", "default"]
+    command += ["tests/test_published.py", "-m", "not pretrained", "-k", "snac_24khz or snac_32khz"]
     found = subprocess.run(command, capture_output=True, text=True)
     print(found.stdout[-3000:], flush=True)
     return found.stdout.strip().splitlines()[-1]
