@@ -86,7 +86,7 @@ def test_an_empty_environment(programs: Path, tmp_path: Path) -> None:
         line = [programs / "snax", command, clip, "-o", tmp_path / "out"]
         ended = subprocess.run(line, cwd=tmp_path, env=offline, check=False, capture_output=True, text=True)
         assert ended.returncode == 2
-        assert f"pip install 'snax-codec[{extra}]'" in ended.stderr
+        assert f"pip install '.[{extra}]'" in ended.stderr
         assert "Traceback" not in ended.stderr
 
 

@@ -11,7 +11,7 @@ import posixpath
 import sys
 from typing import Any, SupportsIndex
 
-from .. import json_text
+from .. import extras, json_text
 
 # Groups of rows that are kept, 0.4 MB for 256 rows of ten seconds at 24 kHz; and what is known of files, 20 kB each.
 GROUPS_KEPT, FILES_KEPT = 64, 4096
@@ -41,7 +41,7 @@ class TokenSource:
             import pyarrow  # noqa: F401  # missing, it should be missed here and not at the first row
             from fsspec.core import url_to_fs
         except ImportError as error:
-            raise ImportError(f"{error.name} is missing: pip install 'snax-codec[extract]'.") from error
+            raise extras.missing(error, "extract") from error
         self.url = url
         self._system, self._root = url_to_fs(url)
         try:

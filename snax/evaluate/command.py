@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from .. import extras
 from ..atomic import atomic_write
 from ..codec.model import SNAC
 from ..data import audio
@@ -89,7 +90,7 @@ def _scored(arguments: argparse.Namespace) -> Iterator[tuple[SNAC, "CodebookUse"
         from ..data import corpus, decoding, reading
         from . import scoring as score
     except ImportError as error:
-        raise ImportError(f"{error.name} is missing: pip install 'snax-codec[eval]'.") from error
+        raise extras.missing(error, "eval") from error
     model = pretrained.load(arguments.model)
     rate = model.config.sampling_rate
     pieces = [piece for shard in corpus.plan(arguments.inputs, 1000) for piece in shard]

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from .. import extras
 from ..data import audio
 from ..weights import pretrained
 
@@ -54,7 +55,7 @@ def _run(arguments: argparse.Namespace) -> int:
         from .. import distributed, signals
         from . import run
     except ImportError as error:
-        raise ImportError(f"{error.name} is missing: pip install 'snax-codec[extract]'.") from error
+        raise extras.missing(error, "extract") from error
     signals.exit_on_sigterm()
     distributed.join(arguments.coordinator, arguments.num_processes, arguments.process_id)
     config = run.ExtractConfig(

@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from .. import extras
+
 
 def add(commands: Any) -> None:
     """Add the command to a parser."""
@@ -29,7 +31,7 @@ def _run(arguments: argparse.Namespace) -> int:
         from . import run
         from .config import read
     except ImportError as error:
-        raise ImportError(f"{error.name} is missing: pip install 'snax-codec[train]'.") from error
+        raise extras.missing(error, "train") from error
     config = read(arguments.config)
     signals.exit_on_sigterm()
     distributed.join(arguments.coordinator, arguments.num_processes, arguments.process_id)
