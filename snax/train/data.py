@@ -5,7 +5,7 @@ training starts, to 16 bits a sample at the codec's rate (100 hours at 24 kHz ta
 """
 
 import json
-import sys
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,8 @@ from ..data import corpus
 from ..data.decoding import DecoderPool
 from ..data.reading import Clip, Unreadable, clips
 from .config import Data
+
+_log = logging.getLogger(__name__)
 
 # Clips that one process takes at a time, so that all get clips from everywhere in the corpus.
 _TOGETHER = 16
@@ -86,7 +88,7 @@ def _decode(contents: Iterable[tuple[Clip, Any]], rate: int, path: Path, count: 
                 bar.update()
                 if isinstance(audio, Unreadable):
                     unreadable.append((clip.id, audio.reason))
-                    bar.write(f"snax: {clip.id} is left out: {audio.reason}", file=sys.stderr)
+                    _log.warning("%s is left out: %s", clip.id, audio.reason)
                     continue
                 peak = float(np.abs(audio).max())
                 if peak == 0:  # silence has no level

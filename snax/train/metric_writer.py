@@ -1,8 +1,8 @@
 """Output of training metrics: a progress bar or lines of text, lines of JSON, and TensorBoard."""
 
 import json
+import logging
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from tqdm import tqdm
 
 from ..atomic import atomic_write
 from ..evaluate.pictures import spectrograms
+
+_log = logging.getLogger(__name__)
 
 # Seconds from one line to the next where there is no terminal.
 _BETWEEN_LINES = 30.0
@@ -44,14 +46,14 @@ class MetricWriter:
         self._bar.set_postfix_str(line)
         if self._bar.disable and (time.perf_counter() - self._last_line > _BETWEEN_LINES or step == self._steps):
             self._last_line = time.perf_counter()
-            print(f"snax: step {step} of {self._steps}, {line}", file=sys.stderr, flush=True)
+            _log.info("step %d of %d, %s", step, self._steps, line)
 
     def validated(
         self, step: int, means: dict[str, float], pairs: list[tuple[Float[np.ndarray, "_"], Float[np.ndarray, "_"]]]
     ) -> None:
         """Write the scores on held-out clips, and some of these clips with their reconstructions."""
         self._record(step, "held_out", means)
-        self._bar.write(f"snax: step {step}, held-out clips: {_words(means)}", file=sys.stderr)
+        _log.info("step %d, held-out clips: %s", step, _words(means))
         for i, (clip, decoded) in enumerate(pairs):
             figure = Figure(figsize=(10, 6), layout="constrained")
             spectrograms(figure, {"original": clip, f"step {step}": decoded}, self._rate)
