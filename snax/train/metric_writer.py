@@ -38,7 +38,7 @@ class MetricWriter:
         self._bar = tqdm(total=steps, initial=done, unit="step", disable=None)
         self._last_line = time.perf_counter()
 
-    def trained(self, step: int, means: dict[str, float], steps_per_second: float) -> None:
+    def write_train(self, step: int, means: dict[str, float], steps_per_second: float) -> None:
         """Write the means of the metrics of the last steps."""
         self._record(step, "train", means | {"steps_per_second": steps_per_second})
         self._bar.update(step - self._bar.n)
@@ -48,7 +48,7 @@ class MetricWriter:
             self._last_line = time.perf_counter()
             _log.info("step %d of %d, %s", step, self._steps, line)
 
-    def validated(
+    def write_eval(
         self, step: int, means: dict[str, float], pairs: list[tuple[Float[np.ndarray, "_"], Float[np.ndarray, "_"]]]
     ) -> None:
         """Write the scores on held-out clips, and some of these clips with their reconstructions."""

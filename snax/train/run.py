@@ -97,14 +97,14 @@ def train(config: TrainConfig, out: Path, source: str | None, decoders: int) -> 
             _check_finite(means, done)
             seconds = time.perf_counter() - last
             if writer is not None:
-                writer.trained(done, means, len(measured) / seconds)
+                writer.write_train(done, means, len(measured) / seconds)
             measured, last = [], time.perf_counter()
         if done % config.eval_every == 0 or done == config.steps:
             latest = out / "models" / str(done)
             if not latest.exists():
                 checkpoint.save(state.ema, latest)
             if held_out is not None and writer is not None:
-                writer.validated(done, *validate(_on_one_device(state.ema), held_out, _VALIDATED))
+                writer.write_eval(done, *validate(_on_one_device(state.ema), held_out, _VALIDATED))
             distributed.barrier("validated")  # process 0 does it, however long it takes
             last = time.perf_counter()
         if done % config.checkpoint_every == 0 or done == config.steps:
