@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import soundfile
 
 from helpers.recordings import DATA
+from snax.data import corpus, reading
 
 # Name, sampling rate, and soundfile's arguments where the name does not say them.
 FORMATS = {
@@ -99,3 +100,17 @@ def contents(path: Path) -> dict[str, io.BytesIO]:
     with tarfile.open(path) as archive:
         members = [member for member in archive if not member.name.endswith(".txt")]
         return {Path(member.name).stem: io.BytesIO(archive.extractfile(member).read()) for member in members}
+
+
+def ids(*inputs: Path | str) -> list[str]:
+    """Of all clips, in the plan's order."""
+    shards = corpus.plan([str(given) for given in inputs], 1000)
+    return [clip.id for sources in shards for source in sources for clip, _ in reading.clips(source)]
+
+
+def read(source: corpus.Source) -> dict[str, bytes | str]:
+    """What is read of each clip, or the reason why not."""
+    return {
+        clip.id: content.reason if isinstance(content, reading.Unreadable) else content
+        for clip, content in reading.clips(source)
+    }
