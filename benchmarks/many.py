@@ -21,7 +21,7 @@ from flax import nnx
 
 import snax
 from snax.codec.config import PUBLISHED_CONFIGS
-from snax.inference.packing import computed_units
+from snax.inference.packing import computed_blocks
 from tests.helpers.recordings import DATA, clip
 
 ROWS_OF_A_BATCH = 32  # clips that a padded batch has
@@ -55,7 +55,7 @@ def efficiency() -> None:
     seconds = read_speech_lengths(10_000)
     for name, config in PUBLISHED_CONFIGS.items():
         units = np.ceil(seconds * config.sampling_rate / config.pad_multiple).astype(int)
-        computed = computed_units(snax.SNAC(config, rngs=None), units.tolist())
+        computed = computed_blocks(snax.SNAC(config, rngs=None), units.tolist())
         padded = sum(len(batch) * batch.max() for batch in np.array_split(units, len(units) // ROWS_OF_A_BATCH))
         print(f"{name}: {units.sum() / computed:.1%} of the frames computed in packed rows are clips', ", end="")
         print(f"{units.sum() / padded:.1%} in batches of {ROWS_OF_A_BATCH} padded to the longest")

@@ -33,10 +33,10 @@ NAMES = [
 ]
 
 
-def row_seconds(model: snax.SNAC, units: int) -> float:
-    """Rows that have so many units, each a pad multiple, between the contexts, and room for one gap more."""
+def row_seconds(model: snax.SNAC, blocks: int) -> float:
+    """Length of rows of `blocks` and one gap between the contexts."""
     layout = _Layout.of(model, None, None, None)
-    return (2 * layout.context + layout.gap + units) * model.config.pad_multiple / model.config.sampling_rate
+    return (2 * layout.context + layout.gap + blocks) * model.config.pad_multiple / model.config.sampling_rate
 
 
 def cut(audio: np.ndarray, lengths: list[int]) -> list[np.ndarray]:
@@ -44,7 +44,7 @@ def cut(audio: np.ndarray, lengths: list[int]) -> list[np.ndarray]:
     return [audio[(1009 * i) % (len(audio) - n) :][:n] for i, n in enumerate(lengths)]
 
 
-# Three row shapes, so that few have to be compiled: one unit at a time, several rows of a few, one row for all.
+# Three row shapes, so that few have to be compiled: one block at a time, several rows of a few, one row for all.
 ROWS = st.sampled_from([(1, 1), (3, 7), (1, 200)])
 
 
@@ -54,8 +54,8 @@ ROWS = st.sampled_from([(1, 1), (3, 7), (1, 200)])
 def test_any_clips_in_any_rows(name: str, data: st.DataObject) -> None:
     torch_model, model, speech = pair(name)
     lengths = data.draw(st.lists(st.integers(1, 30 * model.config.pad_multiple), min_size=1, max_size=8))
-    rows, units = data.draw(ROWS)
-    how = {"rows": rows, "row_seconds": row_seconds(model, units)}
+    rows, blocks = data.draw(ROWS)
+    how = {"rows": rows, "row_seconds": row_seconds(model, blocks)}
     clips = cut(np.tile(speech[0, 0], 10), lengths)
     encoded = list(snax.encode_many(model, clips, **how))
     assert [clip.samples for clip in encoded] == lengths
@@ -69,7 +69,7 @@ def test_any_clips_in_any_rows(name: str, data: st.DataObject) -> None:
 
 def test_one_compilation_serves_all_long_inputs() -> None:
     model = small.drawn("plain convolutions, odd rates")
-    row = _Layout.of(model, None, None, None).units * model.config.pad_multiple
+    row = _Layout.of(model, None, None, None).batch_stride * model.config.pad_multiple
     with (
         mock.patch.object(Encoder, "__call__", autospec=True, side_effect=Encoder.__call__) as encoder,
         mock.patch.object(Decoder, "__call__", autospec=True, side_effect=Decoder.__call__) as decoder,
@@ -83,17 +83,17 @@ def test_one_compilation_serves_all_long_inputs() -> None:
 def test_short_inputs_compute_short_rows() -> None:
     """At most an eighth more than the clips and the gaps between them, in lengths of four significant bits."""
     layout, computed = _Layout.of(small.model(), None, None, None), set[int]()
-    for count in range(1, layout.units + 2):
-        fitted, clips = layout.fitted([([np.zeros(count, np.int8)], None)], 1)
+    for count in range(1, layout.batch_stride + 2):
+        fitted, clips = layout.fit([([np.zeros(count, np.int8)], None)], 1)
         assert len(list(clips)) == 1
-        assert fitted.length == layout.length or count <= fitted.length - 2 * fitted.context <= 9 / 8 * count
-        computed.add(fitted.length)
-    assert layout.length in computed
-    assert len(computed) <= 8 * layout.length.bit_length()
-    two, _ = layout.fitted([([np.zeros(5, np.int8)], None)] * 2, 1)
-    assert two.length == 10 + layout.gap
+        assert fitted.row_length == layout.row_length or count <= fitted.row_stride <= 9 / 8 * count
+        computed.add(fitted.row_length)
+    assert layout.row_length in computed
+    assert len(computed) <= 8 * layout.row_length.bit_length()
+    two, _ = layout.fit([([np.zeros(5, np.int8)], None)] * 2, 1)
+    assert two.row_length == 10 + layout.gap
     for fixed in (_Layout.of(small.model(), 9.0, None, None), _Layout.of(small.model(), None, 1, None)):
-        assert fixed.fitted([], 1)[0] is fixed
+        assert fixed.fit([], 1)[0] is fixed
 
 
 @pytest.mark.parametrize("name", ["depthwise, noise", "attention of two heads, window longer than the strides"])
@@ -118,7 +118,7 @@ def test_results_come_while_clips_still_arrive() -> None:
 
     encoded = snax.encode_many(model, clips(), row_seconds=row_seconds(small.model(), 40))
     next(encoded)
-    # A unit is 32 samples: the clip lies in the first row, and one more is laid while that is computed.
+    # A block is 32 samples: the clip lies in the first row, and one more is laid while that is computed.
     assert read <= 3
     assert len(list(encoded)) == 49
 
@@ -248,11 +248,18 @@ def test_a_rate_of_one_cannot_be_cut() -> None:
         list(snax.encode_many(model, [CLIP]))
 
 
-def test_computed_units() -> None:
+def test_computed_blocks() -> None:
     """Counted without computing anything, as many as are computed."""
     model = small.model()
     layout = _Layout.of(model, None, None, None)
-    for counts in ([], [1], [layout.units], [layout.units - layout.gap, 1], [layout.units, 1], [3, 5000, 7] * 9):
+    for counts in (
+        [],
+        [1],
+        [layout.batch_stride],
+        [layout.batch_stride - layout.gap, 1],
+        [layout.batch_stride, 1],
+        [3, 5000, 7] * 9,
+    ):
         clips = (([np.zeros(count, np.int8)], None) for count in counts)
         batches = packing._batches(clips, [1], np.int8, layout, deque())
-        assert packing.computed_units(model, counts) == sum(batch[0].size for batch in batches)
+        assert packing.computed_blocks(model, counts) == sum(batch[0].size for batch in batches)

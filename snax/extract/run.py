@@ -21,7 +21,7 @@ from ..codec.model import SNAC
 from ..data import audio, corpus
 from ..data.decoding import Decoded, DecoderPool
 from ..data.reading import Clip, Content, Unreadable, clips
-from ..inference.packing import ROW_CONTEXTS, EncodedClip, computed_units, encode_many
+from ..inference.packing import ROW_CONTEXTS, EncodedClip, computed_blocks, encode_many
 from ..weights.checkpoint import fingerprint
 from .progress import Progress
 from .store import SUCCESS, Store
@@ -218,7 +218,7 @@ class _Shard:
         """How many pad multiples are those of clips, and how many were computed."""
         multiple = model.config.pad_multiple
         asked = [-(-(row.encoded.samples or 0) // multiple) for row in self.rows]
-        return sum(asked), computed_units(model, asked, mesh)
+        return sum(asked), computed_blocks(model, asked, mesh)
 
     def sidecar(self, read: int) -> dict[str, Any]:
         """The sums, of `read` clips."""

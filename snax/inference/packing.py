@@ -1,14 +1,15 @@
-"""Clips of any length in packed rows of one fixed shape. Each clip gets the codes and the audio that it gets alone.
+"""Packing: clips of any length in rows of one fixed shape. Each clip gets the codes and the audio that it gets alone.
 
-Clips are laid end to end on a tape, each padded to whole pad multiples, with a gap between them that is wider than the
-receptive field of any single layer. A padding mask separates them. Rows are cut from the tape at fixed places, and
-share some context with their neighbours:
+Clips are concatenated to one long sequence. Each clip is padded to whole blocks, and between two clips lies a gap that
+is wider than the receptive field of any single layer. A padding mask marks the clips. Rows of a fixed length are cut
+from the sequence, and overlap by the context that the network needs:
 
-    tape    | clip 0   | gap | clip 1                       | gap | clip 2     |
-    row 0   [context |                     | context]
-    row 1                        [context |                     | context]
+    sequence  | clip 0   | gap | clip 1                       | gap | clip 2     |
+    row 0     [context |                     | context]
+    row 1                          [context |                     | context]
 
-One compilation serves all lengths, and memory does not depend on them.
+A block is a pad multiple (`config.pad_multiple` samples). One compilation serves all lengths, and memory does not
+depend on them.
 """
 
 import dataclasses
@@ -66,10 +67,10 @@ def encode_many(
             divisible among the devices.
     """
     layout = _Layout.of(model, row_seconds, rows, mesh)
-    model = layout.replicated(model)
+    model = layout.replicate(model)
 
-    def run(units: np.ndarray, audio: np.ndarray) -> Sequence[Array]:
-        return model._encode(*layout.sharded(audio[:, None].astype(model.dtype), units >= 0))
+    def run(positions: np.ndarray, audio: np.ndarray) -> Sequence[Array]:
+        return model._encode(*layout.shard(audio[:, None].astype(model.dtype), positions >= 0))
 
     checked = (([check_clip(clip, i)], len(clip)) for i, clip in enumerate(clips))
     results = _through_rows(run, checked, [model.config.pad_multiple], np.float32, layout)
@@ -98,24 +99,25 @@ def decode_many(
         ValueError: for codes that can't be decoded, when they are reached; for rows as in `encode_many`.
     """
     layout = _Layout.of(model, row_seconds, rows, mesh)
-    model = layout.replicated(model)
-    frames = np.arange(layout.frames)
+    model = layout.replicate(model)
+    frames = np.arange(layout.block_frames)
 
-    def run(units: np.ndarray, *codes: np.ndarray) -> Sequence[Array]:
-        positions = (units[..., None] * layout.frames + frames).reshape(len(units), -1).astype(np.int32)
-        codes, padding_mask, positions = layout.sharded(codes, units >= 0, positions)
-        return [model._decode(codes, key, padding_mask, positions)[:, 0]]
+    def run(positions: np.ndarray, *codes: np.ndarray) -> Sequence[Array]:
+        frame_positions = positions[..., None] * layout.block_frames + frames
+        frame_positions = frame_positions.reshape(len(positions), -1).astype(np.int32)
+        codes, padding_mask, frame_positions = layout.shard(codes, positions >= 0, frame_positions)
+        return [model._decode(codes, key, padding_mask, frame_positions)[:, 0]]
 
     checked = (check_clip_codes(*_as_encoded(clip), i, model.config) for i, clip in enumerate(clips))
-    widths = [layout.frames // stride for stride in model.config.vq_strides]
+    widths = [layout.block_frames // stride for stride in model.config.vq_strides]
     return (audio[:samples] for (audio,), samples in _through_rows(run, checked, widths, np.int32, layout))
 
 
-def computed_units(model: SNAC, units: Sequence[int], mesh: Mesh | None = None) -> int:
-    """Pad multiples that `encode_many` computes for clips of `units` pad multiples each, context and gaps included."""
+def computed_blocks(model: SNAC, blocks: Sequence[int], mesh: Mesh | None = None) -> int:
+    """Pad multiples that `encode_many` computes for clips of `blocks` pad multiples each, context and gaps included."""
     layout = _Layout.of(model, None, None, mesh)
-    tape = sum(units) + layout.gap * max(0, len(units) - 1)
-    return math.ceil(tape / layout.units) * layout.rows * layout.length
+    length = sum(blocks) + layout.gap * max(0, len(blocks) - 1)
+    return math.ceil(length / layout.batch_stride) * layout.rows * layout.row_length
 
 
 def _as_encoded(clip: EncodedClip | Sequence[np.ndarray | Array]) -> EncodedClip:
@@ -124,66 +126,73 @@ def _as_encoded(clip: EncodedClip | Sequence[np.ndarray | Array]) -> EncodedClip
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """How rows are cut. Lengths are in units, the frames of a pad multiple."""
+    """How rows are cut. Lengths are in blocks, the frames of a pad multiple."""
 
-    frames: int  # in a unit
+    block_frames: int
     rows: int
-    length: int  # of a row, context included
+    row_length: int  # context included
     context: int  # to each side of a row
     gap: int  # between two clips
     mesh: Mesh | None
     fixed: bool  # whether clips that need less than one row get a whole one all the same
 
     @property
-    def units(self) -> int:
-        """Units of the tape that a batch of rows gets through, each in one row, contexts not counted."""
-        return self.rows * (self.length - 2 * self.context)
+    def row_stride(self) -> int:
+        """Blocks from the start of one row to the start of the next."""
+        return self.row_length - 2 * self.context
+
+    @property
+    def batch_stride(self) -> int:
+        """Blocks from the start of one batch of rows to the start of the next."""
+        return self.rows * self.row_stride
 
     @classmethod
     def of(cls, model: SNAC, row_seconds: float | None, rows: int | None, mesh: Mesh | None) -> "_Layout":
         config = model.config
         check_cuttable(config)
-        frames = config.pad_multiple // config.hop_length
-        context, gap = (math.ceil(each / frames) for each in _latent_frames_seen(model))
-        unit_seconds = config.pad_multiple / config.sampling_rate
-        length = ROW_CONTEXTS * context if row_seconds is None else round(row_seconds / unit_seconds)
-        if length <= 2 * context + gap:
+        block_frames = config.pad_multiple // config.hop_length
+        context, gap = (math.ceil(frames / block_frames) for frames in _receptive_fields(model))
+        block_seconds = config.pad_multiple / config.sampling_rate
+        row_length = ROW_CONTEXTS * context if row_seconds is None else round(row_seconds / block_seconds)
+        if row_length <= 2 * context + gap:
             raise ValueError(
-                f"row_seconds (={row_seconds}) must be at least {(2 * context + gap + 1) * unit_seconds:.3f}: "
-                f"a row has {context * unit_seconds:.3f} s of context on both sides."
+                f"row_seconds (={row_seconds}) must be at least {(2 * context + gap + 1) * block_seconds:.3f}: "
+                f"a row has {context * block_seconds:.3f} s of context on both sides."
             )
         fixed = (row_seconds, rows, mesh) != (None, None, None)
         devices = 1 if mesh is None else mesh.size
         rows = devices if rows is None else rows
         if rows < 1 or rows % devices:
             raise ValueError(f"rows (={rows}) must be a multiple of the {devices} devices that share them.")
-        return cls(frames, rows, length, context, gap, mesh, fixed)
+        return cls(block_frames, rows, row_length, context, gap, mesh, fixed)
 
-    def fitted(self, clips: Iterable["_Clip"], width: int) -> tuple["_Layout", Iterable["_Clip"]]:
+    def fit(self, clips: Iterable["_Clip"], width: int) -> tuple["_Layout", Iterable["_Clip"]]:
         """The layout for these clips, a single shorter row if they all fit in one, and the clips."""
         if self.fixed:
             return self, clips
         end, read, clips = -self.gap, list[_Clip](), iter(clips)
         for clip in clips:
             read.append(clip)
-            end += self.gap + _units(clip, width)
-            if end > self.units:
+            end += self.gap + _num_blocks(clip, width)
+            if end > self.batch_stride:
                 return self, itertools.chain(read, clips)
-        length = round_up(end, 1 << max(0, end.bit_length() - 4))
-        return (dataclasses.replace(self, length=length, context=0) if 0 < length < self.length else self), read
+        row_length = round_up(end, 1 << max(0, end.bit_length() - 4))
+        if 0 < row_length < self.row_length:
+            return dataclasses.replace(self, row_length=row_length, context=0), read
+        return self, read
 
-    def replicated(self, model: SNAC) -> SNAC:
+    def replicate(self, model: SNAC) -> SNAC:
         """The model on every device of the mesh; where it is, without one."""
         return model if self.mesh is None else jax.device_put(model, NamedSharding(self.mesh, PartitionSpec()))
 
-    def sharded(self, *arrays: Any) -> Any:
+    def shard(self, *arrays: Any) -> Any:
         """Arrays with the rows in front divided among the devices."""
         if self.mesh is None:
             return arrays
         return jax.device_put(arrays, NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names)))
 
 
-def _latent_frames_seen(model: SNAC) -> tuple[Fraction, Fraction]:
+def _receptive_fields(model: SNAC) -> tuple[Fraction, Fraction]:
     """Receptive fields in latent frames: of the encoder or decoder, and the largest of a single layer."""
     whole = single = Fraction(0)
     for coder, rate in ((model.encoder, Fraction(model.config.hop_length)), (model.decoder, Fraction(1))):
@@ -194,28 +203,28 @@ def _latent_frames_seen(model: SNAC) -> tuple[Fraction, Fraction]:
     return whole, single
 
 
-# A clip's arrays, each with a whole number of values for each unit (the last may be cut short), and its samples.
+# A clip's arrays, each with a whole number of values for each block (the last may be cut short), and its samples.
 _Clip = tuple[Sequence[np.ndarray], int | None]
 
 
-def _units(clip: _Clip, width: int) -> int:
+def _num_blocks(clip: _Clip, width: int) -> int:
     return math.ceil(len(clip[0][0]) / width)
 
 
 class _Result:
-    """What comes out for one clip, filled in as its rows come. `start` and `end` are units of the tape."""
+    """What comes out for one clip, filled in as its rows come. `start` and `end` are blocks of the sequence."""
 
-    def __init__(self, start: int, units: int, samples: int | None):
-        self.start, self.end, self.samples = start, start + units, samples
+    def __init__(self, start: int, blocks: int, samples: int | None):
+        self.start, self.end, self.samples = start, start + blocks, samples
         self.arrays: list[np.ndarray] = []
 
-    def fill(self, outputs: Sequence[np.ndarray], begin: int, end: int) -> None:
-        """Takes its part of what came out for the tape from `begin` to `end`, each (units, width)."""
+    def fill(self, outputs: Sequence[np.ndarray], start: int, end: int) -> None:
+        """Takes its part of what came out for the sequence from `start` to `end`, each (blocks, width)."""
         if not self.arrays:
             self.arrays = [np.empty((self.end - self.start, *x.shape[1:]), x.dtype) for x in outputs]
-        low, high = max(self.start, begin), min(self.end, end)
+        low, high = max(self.start, start), min(self.end, end)
         for array, output in zip(self.arrays, outputs, strict=True):
-            array[low - self.start : high - self.start] = output[low - begin : high - begin]
+            array[low - self.start : high - self.start] = output[low - start : high - start]
 
 
 def _through_rows(
@@ -225,30 +234,30 @@ def _through_rows(
     dtype: type[np.generic],
     layout: _Layout,
 ) -> Iterator[tuple[list[np.ndarray], int | None]]:
-    """What `run` makes of each clip's arrays, and its samples; `widths` are the arrays' values for each unit.
+    """What `run` makes of each clip's arrays, and its samples; `widths` are the arrays' values for each block.
 
-    `run` takes the number in its clip of each unit, (rows, length), -1 outside of clips, and the arrays' values there,
-    (rows, length * width).
+    `run` takes the position in its clip of each block, (rows, row_length), -1 outside of clips, and the arrays' values
+    there, (rows, row_length * width).
     """
-    layout, clips = layout.fitted(clips, widths[0])
-    waiting: deque[_Result] = deque()
-    computing = (run(*batch) for batch in _batches(clips, widths, dtype, layout, waiting))
+    layout, clips = layout.fit(clips, widths[0])
+    pending: deque[_Result] = deque()
+    computing = (run(*batch) for batch in _batches(clips, widths, dtype, layout, pending))
     # One batch ahead, so that the device computes while the host takes a result and lays out the next.
     for i, (outputs, _) in enumerate(itertools.pairwise(itertools.chain(computing, [None]))):
-        begin, end = i * layout.units, (i + 1) * layout.units
+        start, end = i * layout.batch_stride, (i + 1) * layout.batch_stride
         inner = [_without_context(np.asarray(output), layout) for output in outputs or ()]
-        while waiting and waiting[0].start < end:
-            waiting[0].fill(inner, begin, end)
-            if waiting[0].end > end:
+        while pending and pending[0].start < end:
+            pending[0].fill(inner, start, end)
+            if pending[0].end > end:
                 break
-            done = waiting.popleft()
+            done = pending.popleft()
             yield [array.reshape(-1) for array in done.arrays], done.samples
 
 
 def _without_context(output: np.ndarray, layout: _Layout) -> np.ndarray:
-    """(units, width) of the tape, from rows (rows, length * width)."""
-    by_unit = output.reshape(layout.rows, layout.length, -1)
-    return by_unit[:, layout.context : layout.length - layout.context].reshape(layout.units, -1)
+    """(blocks, width) of the sequence, from rows (rows, row_length * width)."""
+    by_block = output.reshape(layout.rows, layout.row_length, -1)
+    return by_block[:, layout.context : layout.row_length - layout.context].reshape(layout.batch_stride, -1)
 
 
 def _batches(
@@ -256,38 +265,39 @@ def _batches(
     widths: Sequence[int],
     dtype: type[np.generic],
     layout: _Layout,
-    waiting: deque[_Result],
+    pending: deque[_Result],
 ) -> Iterator[list[np.ndarray]]:
-    """Rows cut from the tape, as `run` takes them. Says in `waiting` where on the tape each clip lies."""
-    size = layout.units + 2 * layout.context
-    rows = np.arange(layout.rows)[:, None] * (layout.length - 2 * layout.context) + np.arange(layout.length)
+    """Rows cut from the sequence, as `run` takes them. Says in `pending` where in the sequence each clip lies."""
+    size = layout.batch_stride + 2 * layout.context
+    rows = np.arange(layout.rows)[:, None] * layout.row_stride + np.arange(layout.row_length)
     positions = np.full((size, 1), -1, np.int32)
-    tape = [np.zeros((size, width), dtype) for width in widths]
+    buffers = [np.zeros((size, width), dtype) for width in widths]
 
     def cut() -> list[np.ndarray]:
         """The rows that are laid; moves what is context of the next ones to the front and clears the rest."""
-        batch = [part[rows].reshape(layout.rows, -1) for part in (positions, *tape)]
-        for part, empty in ((positions, -1), *((part, 0) for part in tape)):
-            part[: 2 * layout.context] = part[layout.units :].copy()
-            part[2 * layout.context :] = empty
+        batch = [buffer[rows].reshape(layout.rows, -1) for buffer in (positions, *buffers)]
+        for buffer, empty in ((positions, -1), *((buffer, 0) for buffer in buffers)):
+            buffer[: 2 * layout.context] = buffer[layout.batch_stride :].copy()
+            buffer[2 * layout.context :] = empty
         return batch
 
-    at, begin = layout.context, -layout.context  # where the next unit goes, and where on the tape these ones begin
+    offset = layout.context  # in the buffers, where the next block goes
+    buffer_start = -layout.context  # in the sequence
     for clip in clips:
         arrays, samples = clip
-        count, done = _units(clip, widths[0]), 0
-        waiting.append(_Result(begin + at, count, samples))
-        while done < count:
-            if at >= size:
+        num_blocks, written = _num_blocks(clip, widths[0]), 0
+        pending.append(_Result(buffer_start + offset, num_blocks, samples))
+        while written < num_blocks:
+            if offset >= size:
                 yield cut()
-                at, begin = at - layout.units, begin + layout.units
-            new = min(count - done, size - at)
-            positions[at : at + new, 0] = np.arange(done, done + new)
-            for part, array, width in zip(tape, arrays, widths, strict=True):
-                values = array[done * width : (done + new) * width]
-                part[at : at + new].reshape(-1)[: len(values)] = values
-            at, done = at + new, done + new
-        at += layout.gap
-    while at - layout.gap > layout.context:  # until the last unit has been in a row, context not counted
+                offset, buffer_start = offset - layout.batch_stride, buffer_start + layout.batch_stride
+            new = min(num_blocks - written, size - offset)
+            positions[offset : offset + new, 0] = np.arange(written, written + new)
+            for buffer, array, width in zip(buffers, arrays, widths, strict=True):
+                values = array[written * width : (written + new) * width]
+                buffer[offset : offset + new].reshape(-1)[: len(values)] = values
+            offset, written = offset + new, written + new
+        offset += layout.gap
+    while offset - layout.gap > layout.context:  # until the last block has been in a row, context not counted
         yield cut()
-        at -= layout.units
+        offset -= layout.batch_stride

@@ -55,9 +55,9 @@ class StreamDecoder:
 
     def __init__(self, model: SNAC, *, lookahead: int | None = None):
         config = model.config
-        unit = config.pad_multiple // config.hop_length
+        block_frames = config.pad_multiple // config.hop_length
         self._config = config
-        self._stream = _Stream(model, _decode, [unit // stride for stride in config.vq_strides], np.int32)
+        self._stream = _Stream(model, _decode, [block_frames // stride for stride in config.vq_strides], np.int32)
         exact = self._stream.delay * config.pad_multiple
         self.latency = int(exact)
         """The delay of the audio behind the codes, in samples."""
@@ -141,7 +141,7 @@ class StreamEncoder:
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["outputs", "caches"], meta_fields=["delay"])
 @dataclasses.dataclass(frozen=True)
 class _Output:
-    """The outputs of a step, each (batch, values in time), `delay` units of time behind the input; or their shapes."""
+    """The outputs of a step, each (batch, values in time), `delay` blocks behind the input; or their shapes."""
 
     outputs: list[Any]
     caches: tuple[Any, ...]
@@ -149,20 +149,20 @@ class _Output:
 
 
 class _Stream:
-    """Encoding or decoding. The unit of time is `config.pad_multiple` samples; units are processed one by one.
+    """Encode or decode block by block. A block is `config.pad_multiple` samples, and the unit of time here.
 
     Args:
         apply: `_encode` or `_decode`.
-        widths: values that each of its inputs has for a unit.
+        widths: values that each of its inputs has for a block.
         dtype: of the inputs.
     """
 
     def __init__(self, model: SNAC, apply: Callable[..., _Output], widths: Sequence[int], dtype: type[np.generic]):
         check_cuttable(model.config)
         self._model, self._apply, self._widths, self._dtype = model, apply, widths, dtype
-        self._unit = model.config.pad_multiple // model.config.hop_length
-        unit = [jax.ShapeDtypeStruct((1, width), dtype) for width in widths]
-        self._shapes = jax.eval_shape(apply, model, unit, None, None, 0, False)
+        self._block_frames = model.config.pad_multiple // model.config.hop_length
+        block = [jax.ShapeDtypeStruct((1, width), dtype) for width in widths]
+        self._shapes = jax.eval_shape(apply, model, block, None, None, 0, False)
         self.delay = self._shapes.delay
 
     def init_state(self, batch: int, key: Array | None) -> StreamState:
@@ -172,39 +172,39 @@ class _Stream:
     def step(
         self, state: StreamState, inputs: Sequence[Array | np.ndarray], lag: Fraction
     ) -> tuple[StreamState, list[np.ndarray]]:
-        """Process `inputs`. Returns the new state, and the outputs that are `lag` units old by now."""
+        """Process `inputs`. Returns the new state, and the outputs that are `lag` blocks old by now."""
         if len(inputs[0]) != len(state.pending[0]):
             raise ValueError(f"the state is one of {len(state.pending[0])} streams, got a batch of {len(inputs[0])}.")
         arrived = [
             np.concatenate([pending, np.asarray(new).astype(self._dtype)], axis=1)
             for pending, new in zip(state.pending, inputs, strict=True)
         ]
-        units, caches, outputs = arrived[0].shape[1] // self._widths[0], state.caches, []
+        num_blocks, caches, outputs = arrived[0].shape[1] // self._widths[0], state.caches, []
         before = int(state.frames)
-        for i in range(units):
-            unit = [x[:, i * width : (i + 1) * width] for x, width in zip(arrived, self._widths, strict=True)]
-            step = self._apply(self._model, unit, caches, state.key, before + i * self._unit, False)
+        for i in range(num_blocks):
+            block = [x[:, i * width : (i + 1) * width] for x, width in zip(arrived, self._widths, strict=True)]
+            step = self._apply(self._model, block, caches, state.key, before + i * self._block_frames, False)
             outputs.append(step.outputs)
             caches = step.caches
-        pending = tuple(x[:, units * width :] for x, width in zip(arrived, self._widths, strict=True))
-        new = StreamState(before + units * self._unit, pending, caches, state.key)
-        if units and lag < self.delay:
+        pending = tuple(x[:, num_blocks * width :] for x, width in zip(arrived, self._widths, strict=True))
+        new = StreamState(before + num_blocks * self._block_frames, pending, caches, state.key)
+        if num_blocks and lag < self.delay:
             outputs.append(self._ending(new, self.delay - lag))
-        begin, end = Fraction(before, self._unit), Fraction(new.frames, self._unit)
+        begin, end = Fraction(before, self._block_frames), Fraction(new.frames, self._block_frames)
         return new, self._between(
             outputs, begin, max(begin - lag, Fraction(0)), max(end - lag, Fraction(0)), len(pending[0])
         )
 
     def tail(self, state: StreamState, lag: Fraction) -> list[np.ndarray]:
-        """The outputs that are not yet `lag` units old, of streams that end here."""
-        end = Fraction(int(state.frames), self._unit)
+        """The outputs that are not yet `lag` blocks old, of streams that end here."""
+        end = Fraction(int(state.frames), self._block_frames)
         return self._between(
             [self._ending(state, self.delay)], end, max(end - lag, Fraction(0)), end, len(state.pending[0])
         )
 
-    def _ending(self, state: StreamState, units: Fraction) -> list[Array]:
-        """The next outputs, at least `units` of them, if the streams end here."""
-        nothing = [np.zeros((len(state.pending[0]), math.ceil(units) * width), self._dtype) for width in self._widths]
+    def _ending(self, state: StreamState, blocks: Fraction) -> list[Array]:
+        """The next outputs, at least `blocks` of them, if the streams end here."""
+        nothing = [np.zeros((len(state.pending[0]), math.ceil(blocks) * width), self._dtype) for width in self._widths]
         return self._apply(self._model, nothing, state.caches, state.key, state.frames, True).outputs
 
     def _between(
