@@ -192,7 +192,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "not a table": ("steps = 3\ndata = 4", "`data` (=4) must be a table"),
     "pair": ("steps = 3\n[data]\ninputs = ['a']\nrms_db = [1]", "`data.rms_db` (=[1]) must be a list of 2 float"),
     "order": ("steps = 3\n[data]\ninputs = ['a']\nrms_db = [-10, -20]", "a lower and a higher level"),
-    "model": ("steps = 3\n[data]\ninputs = ['a']\n[model]\nencoder_dims = 3", "`model`: not the configuration"),
+    "model": ("steps = 3\n[data]\ninputs = ['a']\n[model]\nencoder_dims = 3", "`model`: unknown fields"),
     "negative": ("steps = 3\n[data]\ninputs = ['a']\n[losses]\nmel = -1", "`losses.mel` (=-1.0) must be at least 0"),
     "infinite": (
         "steps = 3\n[data]\ninputs = ['a']\ncrop_seconds = inf",
@@ -243,7 +243,7 @@ def test_crops(tmp_path: Path) -> None:
     """Every stretch once an epoch, at the drawn RMS level, short clips padded with silence; a restored iterator gives
     the same crops."""
     inputs = (str(wavs(tmp_path / "in", [0.05, 0.3, 1.0])),)
-    stored = data.store(inputs, 16_000, tmp_path / "store", 1)
+    stored = data.decode_corpus(inputs, 16_000, tmp_path / "store", 1)
     assert stored.lengths.tolist() == [800, 4800, 16_000]
     np.testing.assert_allclose(stored.levels, 0, atol=1e-3)  # a square wave is as loud as its peak
     data_config = train_config.Data(inputs=inputs, batch=4, rms_db=(-30.0, -20.0))
@@ -268,19 +268,19 @@ def test_crops(tmp_path: Path) -> None:
 
 def test_audio_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = [str(wavs(tmp_path / "in", [0.1, 0.2]))]
-    first = data.store(inputs, 16_000, tmp_path / "store", 1)
+    first = data.decode_corpus(inputs, 16_000, tmp_path / "store", 1)
     monkeypatch.setattr(data, "DecoderPool", None)
-    again = data.store(inputs, 16_000, tmp_path / "store", 1)
+    again = data.decode_corpus(inputs, 16_000, tmp_path / "store", 1)
     np.testing.assert_array_equal(first.samples, again.samples)
     with pytest.raises(TypeError):  # other clips: it would be decoded anew
-        data.store([str(wavs(tmp_path / "more", [0.1]))], 16_000, tmp_path / "store", 1)
+        data.decode_corpus([str(wavs(tmp_path / "more", [0.1]))], 16_000, tmp_path / "store", 1)
 
 
 def test_clips_that_can_not_be_read(tmp_path: Path) -> None:
     folder = wavs(tmp_path / "in", [0.1] * 12)
     (folder / "bad.wav").write_bytes(b"RIFF")
-    assert len(data.store([str(folder)], 16_000, tmp_path / "store", 1).levels) == 12
+    assert len(data.decode_corpus([str(folder)], 16_000, tmp_path / "store", 1).levels) == 12
     (folder / "worse.wav").write_bytes(b"RIFF")
     soundfile.write(folder / "silent.wav", np.zeros(100), 16_000)
-    with pytest.raises(data.DataError, match="3 of 15 clips of process 0 can't be used: bad.wav: "):
-        data.store([str(folder)], 16_000, tmp_path / "store", 1)
+    with pytest.raises(data.DataError, match="3 of 15 clips of process 0 cannot be used, such as bad.wav: "):
+        data.decode_corpus([str(folder)], 16_000, tmp_path / "store", 1)

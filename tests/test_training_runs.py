@@ -88,7 +88,7 @@ def config_path(shared: Path) -> Path:
 def start(config_path: Path, out: Path) -> list[subprocess.Popen[str]]:
     """Two processes of two devices each. What one run compiled the next may use."""
     line = [sys.executable, "-m", "snax.cli", "train", str(config_path), "-o", str(out)]
-    return jobs.together(line, 2, 2, JAX_COMPILATION_CACHE_DIR=str(config_path.parent / "compiled"))
+    return jobs.launch(line, 2, 2, JAX_COMPILATION_CACHE_DIR=str(config_path.parent / "compiled"))
 
 
 def checkpoints(out: Path) -> list[int]:
@@ -163,12 +163,12 @@ with signals.leaving_on_errors():
     divided = NamedSharding(mesh, PartitionSpec("data"))
     x = jax.make_array_from_process_local_data(divided, np.ones(3, np.float32))
     program = jax.jit(total, out_shardings=NamedSharding(mesh, PartitionSpec()))
-    assert run._compiled(program, x)(x) == 6
+    assert run._compile(program, x)(x) == 6
 """
 
 
 def test_processes_wait_for_each_others_compilers() -> None:
-    jobs.finish(jobs.together([sys.executable, "-c", UNEQUAL], 2, 1))
+    jobs.finish(jobs.launch([sys.executable, "-c", UNEQUAL], 2, 1))
 
 
 def test_curves(killed: Path, tmp_path: Path) -> None:
@@ -188,17 +188,18 @@ def test_a_trained_model_goes_to_torch(killed: Path, tmp_path: Path) -> None:
 def test_other_settings_are_refused(config_path: Path, killed: Path, tmp_path: Path) -> None:
     changed = tmp_path / "changed.toml"
     changed.write_text(config_path.read_text().replace("batch = 4", "batch = 8"))
-    with pytest.raises(train_config.ConfigError, match="a run with other settings, in data: choose another folder"):
+    with pytest.raises(
+        train_config.ConfigError, match="another configuration, which differs in data. Use a new output"
+    ):
         run.train(train_config.read(changed), killed, None, 1)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").touch()
-    with pytest.raises(train_config.ConfigError, match="is not empty, and not of a run: it has mine.txt"):
+    with pytest.raises(train_config.ConfigError, match="is not empty and does not contain a run: it has mine.txt"):
         run.train(train_config.read(config_path), tmp_path / "full", None, 1)
-    for source, model in ((None, None), ("snac_24khz", small.CONFIG)):
-        with pytest.raises(train_config.ConfigError, match="either the `model` of its settings or one to start --from"):
-            run.train(
-                dataclasses.replace(train_config.read(config_path), model=model), tmp_path / str(source), source, 1
-            )
+    config = train_config.read(config_path)
+    for source, model, given in ((None, None, "neither"), ("snac_24khz", small.CONFIG, "both")):
+        with pytest.raises(train_config.ConfigError, match=f"exactly one of .* is required, but {given} was given"):
+            run.train(dataclasses.replace(config, model=model), tmp_path / str(source), source, 1)
 
 
 def test_a_model_that_can_not_be_had_takes_no_folder(config_path: Path, tmp_path: Path) -> None:
@@ -211,7 +212,7 @@ def test_a_model_that_can_not_be_had_takes_no_folder(config_path: Path, tmp_path
 def test_a_batch_that_devices_can_not_share(config_path: Path, tmp_path: Path) -> None:
     config = train_config.read(config_path)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch=6))
-    with pytest.raises(data.DataError, match="a batch of 6 can't be divided among 4 devices"):
+    with pytest.raises(data.DataError, match=r"`data.batch` \(=6\) must be divisible by the number of devices \(=4\)"):
         run.train(config, tmp_path / "run", None, 1)
 
 
@@ -232,5 +233,5 @@ def test_a_run_that_diverges_says_so(config_path: Path, tmp_path: Path) -> None:
     config = train_config.read(config_path)
     optimizer = dataclasses.replace(config.optimizer, learning_rate=1e30)
     config = dataclasses.replace(config, optimizer=optimizer, discriminators=None)
-    with pytest.raises(run.DivergedError, match="no numbers any more: .*loss"):
+    with pytest.raises(run.DivergedError, match="these metrics are not finite: .*loss"):
         run.train(config, tmp_path / "run", None, 1)

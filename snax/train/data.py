@@ -1,7 +1,7 @@
-"""Training audio: decoded once into a memory-mapped file, then cropped at random by Grain.
+"""Training data: audio is decoded once into a memory-mapped file, from which Grain reads random crops.
 
-Decoding needs the whole clip, training a second of it at a time. So each process decodes its part of the corpus before
-training starts, to 16 bits a sample at the codec's rate (100 hours at 24 kHz take 17 GB).
+Decoding reads whole clips, but an example is about a second long. So each process decodes its part of the corpus before
+training starts, to 16 bits per sample at the codec's rate. 100 hours at 24 kHz take 17 GB.
 """
 
 import json
@@ -24,20 +24,25 @@ from .config import Data
 
 _log = logging.getLogger(__name__)
 
-# Clips that one process takes at a time, so that all get clips from everywhere in the corpus.
-_TOGETHER = 16
-# More clips than this fraction that can't be read, and something is wrong with more than the clips.
-_MOST_UNREADABLE = 0.1
+# Processes take turns after this many clips, so that each gets clips from all parts of the corpus.
+_CLIPS_PER_TURN = 16
+# A larger fraction of unreadable clips means that the problem is not in single clips.
+_MAX_UNREADABLE = 0.1
 _FULL_SCALE = 2**15 - 1
 
 
 class DataError(ValueError):
-    """Audio that nothing can be trained on."""
+    """Audio that cannot be used for training."""
 
 
-class Stored(NamedTuple):
-    """Decoded clips, one after the other, each as loud as 16 bits allow; where each begins and the last ends; and the
-    level that each has in the file, in dB of its root mean square to full scale."""
+class DecodedCorpus(NamedTuple):
+    """Decoded clips, each scaled to the peak of 16 bits and stored one after the other.
+
+    Attributes:
+        samples: int16 samples of all clips, memory-mapped.
+        bounds: the offset in `samples` at which each clip starts, and the end of the last clip.
+        levels: the RMS level of each clip as stored, in dBFS.
+    """
 
     samples: np.ndarray
     bounds: np.ndarray
@@ -48,51 +53,63 @@ class Stored(NamedTuple):
         return np.diff(self.bounds)
 
 
-def store(
+def decode_corpus(
     inputs: Sequence[str], rate: int, folder: Path, decoders: int, process: int = 0, processes: int = 1
-) -> Stored:
-    """One process's part of a corpus, decoded into `folder`, or what an earlier run on the same left there.
+) -> DecodedCorpus:
+    """Decode one process's part of a corpus into `folder`, or reuse what an earlier run decoded from the same inputs.
+
+    Args:
+        inputs: the corpus, given as for `snax extract`.
+        rate: the sampling rate of the codec, in Hz.
+        folder: the output directory.
+        decoders: the number of processes that decode.
+        process: the index of this process.
+        processes: the number of processes that share the corpus.
 
     Raises:
-        CorpusError: if the inputs make no corpus.
-        DataError: if too many clips can't be read, or this process has none.
-        OSError: for what can't be read or written.
+        CorpusError: if the inputs are not a valid corpus.
+        DataError: if too many clips are unreadable, or if this process has no readable clip.
+        OSError: if an input cannot be read or the output cannot be written.
     """
-    plan = corpus.plan(inputs, _TOGETHER)
+    plan = corpus.plan(inputs, _CLIPS_PER_TURN)
     made_of = {
         "plan": corpus.digest(plan),
         "rate": rate,
         "process": [process, processes],
     }
-    index, audio = folder / "clips.json", folder / "audio.int16"
-    found = json.loads(index.read_text()) if index.exists() else {}
-    if found.get("made_of") != made_of:
+    index_path, audio_path = folder / "clips.json", folder / "audio.int16"
+    index = json.loads(index_path.read_text()) if index_path.exists() else {}
+    if index.get("made_of") != made_of:
         folder.mkdir(parents=True, exist_ok=True)
         sources = [source for shard in plan[process::processes] for source in shard]
-        described = _decode((pair for source in sources for pair in clips(source)), rate, audio, decoders)
-        found = {"made_of": made_of, **described}
-        with atomic_write(index) as temporary:
-            temporary.write_text(json.dumps(found))
-    bounds = np.cumsum([0, *found["lengths"]])
-    samples = np.memmap(audio, np.int16, mode="r", shape=(int(bounds[-1]),))
-    return Stored(samples, bounds, np.array(found["levels"]))
+        contents = (pair for source in sources for pair in clips(source))
+        index = {"made_of": made_of, **_decode(contents, rate, audio_path, decoders)}
+        with atomic_write(index_path) as temporary:
+            temporary.write_text(json.dumps(index))
+    bounds = np.cumsum([0, *index["lengths"]])
+    samples = np.memmap(audio_path, np.int16, mode="r", shape=(int(bounds[-1]),))
+    return DecodedCorpus(samples, bounds, np.array(index["levels"]))
 
 
 def _decode(contents: Iterable[tuple[Clip, Any]], rate: int, path: Path, count: int) -> dict[str, list[Any]]:
+    """Decode clips into the file `path` with `count` processes. Return lengths, levels and unreadable clips."""
     lengths, levels, unreadable = list[int](), list[float](), list[tuple[str, str]]()
     decoders = DecoderPool(count, rate, separate=False, max_seconds=24 * 3600)
-    first = jax.process_index() == 0
+    show_progress = jax.process_index() == 0
     try:
-        with open(path, "wb") as file, tqdm(unit="clip", desc="decoding", disable=None if first else True) as bar:
+        with (
+            open(path, "wb") as file,
+            tqdm(unit="clip", desc="decoding", disable=None if show_progress else True) as bar,
+        ):
             for clip, (audio, _) in decoders.map(contents):
                 bar.update()
                 if isinstance(audio, Unreadable):
                     unreadable.append((clip.id, audio.reason))
-                    _log.warning("%s is left out: %s", clip.id, audio.reason)
+                    _log.warning("%s is skipped: %s", clip.id, audio.reason)
                     continue
                 peak = float(np.abs(audio).max())
-                if peak == 0:  # silence has no level
-                    unreadable.append((clip.id, "is digital silence."))
+                if peak == 0:  # silence cannot be scaled to a level
+                    unreadable.append((clip.id, "contains only digital silence."))
                     continue
                 scaled = audio[0] * np.float32(1 / peak)
                 np.rint(scaled * _FULL_SCALE).astype("<i2").tofile(file)
@@ -101,31 +118,38 @@ def _decode(contents: Iterable[tuple[Clip, Any]], rate: int, path: Path, count: 
     finally:
         decoders.close()
     total = len(lengths) + len(unreadable)
-    if not lengths or len(unreadable) > _MOST_UNREADABLE * total:
+    if not lengths or len(unreadable) > _MAX_UNREADABLE * total:
         reasons = "; ".join(f"{clip}: {reason}" for clip, reason in unreadable[:3])
-        raise DataError(f"{len(unreadable)} of {total} clips of process {jax.process_index()} can't be used: {reasons}")
+        raise DataError(
+            f"{len(unreadable)} of {total} clips of process {jax.process_index()} cannot be used, such as {reasons}"
+        )
     return {"lengths": lengths, "levels": levels, "unreadable": unreadable}
 
 
-def crops(stored: Stored, samples: int, config: Data, seed: int) -> grain.IterDataset[Any]:
-    """An endless dataset of batches (batch, 1, samples): this process's share of each step.
+def crops(decoded: DecodedCorpus, samples: int, config: Data, seed: int) -> grain.IterDataset[Any]:
+    """Return an endless dataset of batches (batch, 1, samples): this process's share of each training step.
 
-    An epoch has each stretch of `samples` once, shifted at random within its clip; shorter clips are padded with
-    silence. Each is scaled to a random RMS level, or lower where it would clip.
+    An epoch has one crop for each stretch of `samples` samples, shifted at random within its clip. Shorter clips are
+    padded with silence. Each crop gets the gain that brings its clip to a random RMS level, or less if it would clip.
+
+    Raises:
+        DataError: if processes cannot share a batch equally.
     """
-    batch, rest = divmod(config.batch, jax.process_count())
-    if rest:
-        raise DataError(f"a batch of {config.batch} can't be divided among {jax.process_count()} processes.")
-    dataset = grain.MapDataset.source(_Stretches(stored, samples))
+    batch, remainder = divmod(config.batch, jax.process_count())
+    if remainder:
+        raise DataError(
+            f"`data.batch` (={config.batch}) must be divisible by the number of processes (={jax.process_count()})."
+        )
+    dataset = grain.MapDataset.source(_Stretches(decoded, samples))
     dataset = dataset.seed(seed + jax.process_index()).shuffle().repeat()
-    return dataset.random_map(_Crop(stored, samples, config.rms_db)).batch(batch).to_iter_dataset()
+    return dataset.random_map(_Crop(decoded, samples, config.rms_db)).batch(batch).to_iter_dataset()
 
 
 class _Stretches:
-    """Where crops are: each clip's number and, of each of its stretches, the number."""
+    """Stretches of `samples` samples in all clips, as pairs of the clip's index and the stretch's index in the clip."""
 
-    def __init__(self, stored: Stored, samples: int):
-        counts = np.maximum(1, stored.lengths // samples)
+    def __init__(self, decoded: DecodedCorpus, samples: int):
+        counts = np.maximum(1, decoded.lengths // samples)
         self._ends = np.cumsum(counts)
 
     def __len__(self) -> int:
@@ -136,23 +160,25 @@ class _Stretches:
         return clip, i - (int(self._ends[clip - 1]) if clip else 0)
 
 
-class _Crop(grain.transforms.RandomMap):  # type: ignore[misc]  # grain has no types: to mypy this derives from Any
-    def __init__(self, stored: Stored, samples: int, rms_db: tuple[float, float]):
-        self._stored, self._samples, self._rms_db = stored, samples, rms_db
+class _Crop(grain.transforms.RandomMap):  # type: ignore[misc]  # grain is untyped, so mypy takes the base for Any
+    """Crop audio near a stretch and scale it to a random level."""
+
+    def __init__(self, decoded: DecodedCorpus, samples: int, rms_db: tuple[float, float]):
+        self._decoded, self._samples, self._rms_db = decoded, samples, rms_db
 
     def random_map(self, element: tuple[int, int], rng: np.random.Generator) -> Float[np.ndarray, "1 samples"]:
         clip, stretch = element
-        begin, end = self._stored.bounds[clip : clip + 2]
-        room = max(0, end - begin - self._samples)
-        shift = min(room, stretch * self._samples + int(rng.integers(self._samples)))
-        part = self._stored.samples[begin + shift : min(end, begin + shift + self._samples)]
+        begin, end = self._decoded.bounds[clip : clip + 2]
+        max_offset = max(0, end - begin - self._samples)
+        offset = min(max_offset, stretch * self._samples + int(rng.integers(self._samples)))
+        crop = self._decoded.samples[begin + offset : min(end, begin + offset + self._samples)]
         audio = np.zeros((1, self._samples), np.float32)
-        audio[0, : len(part)] = part / np.float32(_FULL_SCALE)
-        decibels = rng.uniform(*self._rms_db) - self._stored.levels[clip]
-        return audio * np.float32(min(10 ** (decibels / 20), 1 / max(np.abs(audio).max(), 1e-5)))
+        audio[0, : len(crop)] = crop / np.float32(_FULL_SCALE)
+        gain_db = rng.uniform(*self._rms_db) - self._decoded.levels[clip]
+        return audio * np.float32(min(10 ** (gain_db / 20), 1 / max(np.abs(audio).max(), 1e-5)))
 
 
-def whole_clips(stored: Stored) -> Iterator[Float[np.ndarray, " samples"]]:
-    """Each clip as it was decoded, at 16 bits of its own peak."""
-    for begin, end in zip(stored.bounds, stored.bounds[1:], strict=False):
-        yield stored.samples[begin:end] / np.float32(_FULL_SCALE)
+def whole_clips(decoded: DecodedCorpus) -> Iterator[Float[np.ndarray, " samples"]]:
+    """Yield each clip in full length, scaled to a peak of 1."""
+    for begin, end in zip(decoded.bounds, decoded.bounds[1:], strict=False):
+        yield decoded.samples[begin:end] / np.float32(_FULL_SCALE)

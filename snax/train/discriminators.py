@@ -1,7 +1,6 @@
-"""Discriminators of decoded and real audio: those of the Descript Audio Codec (Kumar et al., 2023, arXiv:2306.06546,
-section 3.3), without its weight norm.
+"""Discriminators of the Descript Audio Codec (Kumar et al., 2023, arXiv:2306.06546, section 3.3), without weight norm.
 
-Inside, arrays are (batch, height, width, channels).
+Arrays in the layers are (batch, height, width, channels).
 """
 
 from collections.abc import Sequence
@@ -15,12 +14,12 @@ from jaxtyping import Float
 
 from ..evaluate.spectra import stft
 
-# Frequency bands with separate layers, as fractions of half the sampling rate.
+# Frequency bands with separate layers, as fractions of the Nyquist frequency.
 BANDS = ((0.0, 0.1), (0.1, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0))
 
 
 class Conv2d(nnx.Module):
-    """Convolution over height and width, each padded by half the kernel on both sides."""
+    """Convolution over height and width. Both are padded by half of the kernel size on either side."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel: tuple[int, int], stride: tuple[int, int], *, rngs: nnx.Rngs
@@ -39,7 +38,9 @@ class Conv2d(nnx.Module):
         return convolved + self.bias[...][None, None, None]
 
 
-def _layers(x: Float[Array, "batch height width _"], layers: Sequence[Conv2d]) -> list[Float[Array, "batch _ _ _"]]:
+def _apply_layers(
+    x: Float[Array, "batch height width _"], layers: Sequence[Conv2d]
+) -> list[Float[Array, "batch _ _ _"]]:
     """Apply the layers in order and return the outputs of all of them."""
     outputs = []
     for layer in layers:
@@ -49,8 +50,7 @@ def _layers(x: Float[Array, "batch height width _"], layers: Sequence[Conv2d]) -
 
 
 class PeriodDiscriminator(nnx.Module):
-    """Discriminator of audio reshaped to columns of every `period`-th sample (HiFi-GAN; Kong et al., 2020,
-    arXiv:2010.05646)."""
+    """Discriminator of audio folded to rows of `period` samples (HiFi-GAN; Kong et al., 2020, arXiv:2010.05646)."""
 
     def __init__(self, period: int, widths: Sequence[int], *, rngs: nnx.Rngs):
         self.period = period
@@ -62,9 +62,9 @@ class PeriodDiscriminator(nnx.Module):
         self.conv_post = Conv2d(widths[-1], 1, (3, 1), (1, 1), rngs=rngs)
 
     def __call__(self, audio: Float[Array, "batch samples"]) -> list[Float[Array, "batch _ _ _"]]:
-        missing = self.period - audio.shape[1] % self.period  # a whole period where none is missing, as in DAC
-        folded = jnp.pad(audio, ((0, 0), (0, missing)), mode="reflect").reshape(len(audio), -1, self.period, 1)
-        outputs = _layers(folded, self.layers)
+        padding = self.period - audio.shape[1] % self.period  # a full period if divisible, as in DAC
+        folded = jnp.pad(audio, ((0, 0), (0, padding)), mode="reflect").reshape(len(audio), -1, self.period, 1)
+        outputs = _apply_layers(folded, self.layers)
         return [*outputs, self.conv_post(outputs[-1])]
 
 
@@ -90,22 +90,26 @@ class SpectrumDiscriminator(nnx.Module):
         parts = jnp.stack([spectrum.real, spectrum.imag], axis=-1)
         edges = (np.array(BANDS) * parts.shape[2]).astype(int)
         by_band = [
-            _layers(parts[:, :, low:high], layers) for (low, high), layers in zip(edges, self.bands, strict=True)
+            _apply_layers(parts[:, :, low:high], layers) for (low, high), layers in zip(edges, self.bands, strict=True)
         ]
         logits = self.conv_post(jnp.concatenate([outputs[-1] for outputs in by_band], axis=2))
         return [*(output for outputs in by_band for output in outputs), logits]
 
     def spectrum(self, audio: Float[Array, "batch samples"]) -> Array:
-        """The STFT as in DAC: as many frames as hops, none of which is centred on an end of the audio."""
+        """Compute the STFT with DAC's padding: one frame per hop, and none centered on an end of the audio."""
         hop = self.window_length // 4
-        around = (self.window_length - hop) // 2
-        missing = -audio.shape[1] % hop
-        mirrored = jnp.pad(audio, ((0, 0), (around, around + missing)), mode="reflect")
-        return stft(mirrored, self.window_length)[:, 2:-2]
+        padding = (self.window_length - hop) // 2
+        to_full_hop = -audio.shape[1] % hop
+        padded = jnp.pad(audio, ((0, 0), (padding, padding + to_full_hop)), mode="reflect")
+        return stft(padded, self.window_length)[:, 2:-2]
 
 
 class Discriminators(nnx.Module):
-    """All discriminators, applied to audio with mean 0 and a peak of 0.8."""
+    """All discriminators. Each example is first normalized to mean 0 and a peak of 0.8.
+
+    Args:
+        periods, fft_sizes, period_widths, spectrum_width: see `snax.train.config.Discriminators`.
+    """
 
     def __init__(
         self,
@@ -124,7 +128,7 @@ class Discriminators(nnx.Module):
         )
 
     def __call__(self, audio: Float[Array, "batch 1 samples"]) -> list[list[Float[Array, "batch _ _ _"]]]:
-        """The outputs of the layers of each discriminator. The last one is its decision."""
-        centred = audio[:, 0] - audio[:, 0].mean(axis=1, keepdims=True)
-        level = 0.8 * centred / (jnp.abs(centred).max(axis=1, keepdims=True) + 1e-9)
-        return [discriminator(level) for discriminator in self.all]
+        """Return the outputs of all layers of each discriminator. The last output holds the logits."""
+        centered = audio[:, 0] - audio[:, 0].mean(axis=1, keepdims=True)
+        normalized = 0.8 * centered / (jnp.abs(centered).max(axis=1, keepdims=True) + 1e-9)
+        return [discriminator(normalized) for discriminator in self.all]

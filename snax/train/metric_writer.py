@@ -1,4 +1,4 @@
-"""Output of training metrics: a progress bar or lines of text, lines of JSON, and TensorBoard."""
+"""Output of training metrics: a progress bar or log messages, a JSON lines file, and TensorBoard."""
 
 import json
 import logging
@@ -18,14 +18,20 @@ from ..evaluate.pictures import spectrograms
 
 _log = logging.getLogger(__name__)
 
-# Seconds from one line to the next where there is no terminal.
-_BETWEEN_LINES = 30.0
+# The minimal number of seconds between log messages of training metrics if the progress bar is disabled.
+_LOG_INTERVAL_S = 30.0
 
 
 class MetricWriter:
-    """Writes the metrics of a training run to the folder `out`.
+    """Writer of the metrics of a training run: `log.jsonl`, `tensorboard/`, and a progress bar on a terminal.
 
-    Continues after step `done`: records of later steps, from before an interruption, are removed.
+    Records of steps after `done` are removed: a run that was interrupted computes these steps again.
+
+    Args:
+        out: the folder of the run.
+        done: the number of steps taken so far.
+        steps: the total number of training steps.
+        rate: the sampling rate of the codec, in Hz.
     """
 
     def __init__(self, out: Path, done: int, steps: int, rate: int):
@@ -36,31 +42,30 @@ class MetricWriter:
                 temporary.write_text("".join(kept))
         self._board = SummaryWriter(os.fspath(out / "tensorboard"), purge_step=done + 1)
         self._bar = tqdm(total=steps, initial=done, unit="step", disable=None)
-        self._last_line = time.perf_counter()
+        self._last_log_time = time.perf_counter()
 
-    def write_train(self, step: int, means: dict[str, float], steps_per_second: float) -> None:
-        """Write the means of the metrics of the last steps."""
-        self._record(step, "train", means | {"steps_per_second": steps_per_second})
+    def write_train(self, step: int, metrics: dict[str, float], steps_per_second: float) -> None:
+        """Write training metrics, each the mean over the steps since the last call."""
+        self._record(step, "train", metrics | {"steps_per_second": steps_per_second})
         self._bar.update(step - self._bar.n)
-        line = f"loss {means['loss']:.3f}, {steps_per_second:.2f} steps/s"
-        self._bar.set_postfix_str(line)
-        if self._bar.disable and (time.perf_counter() - self._last_line > _BETWEEN_LINES or step == self._steps):
-            self._last_line = time.perf_counter()
-            _log.info("step %d of %d, %s", step, self._steps, line)
+        summary = f"loss {metrics['loss']:.3f}, {steps_per_second:.2f} steps/s"
+        self._bar.set_postfix_str(summary)
+        if self._bar.disable and (time.perf_counter() - self._last_log_time > _LOG_INTERVAL_S or step == self._steps):
+            self._last_log_time = time.perf_counter()
+            _log.info("step %d of %d, %s", step, self._steps, summary)
 
     def write_eval(
-        self, step: int, means: dict[str, float], pairs: list[tuple[Float[np.ndarray, "_"], Float[np.ndarray, "_"]]]
+        self, step: int, scores: dict[str, float], pairs: list[tuple[Float[np.ndarray, "_"], Float[np.ndarray, "_"]]]
     ) -> None:
-        """Write the scores on held-out clips, and some of these clips with their reconstructions."""
-        self._record(step, "held_out", means)
-        _log.info("step %d, held-out clips: %s", step, _words(means))
+        """Write mean scores on held-out clips, and a few of these clips as pairs (original, reconstruction)."""
+        self._record(step, "held_out", scores)
+        _log.info("step %d, held-out clips: %s", step, _format(scores))
         for i, (clip, decoded) in enumerate(pairs):
             figure = Figure(figsize=(10, 6), layout="constrained")
             spectrograms(figure, {"original": clip, f"step {step}": decoded}, self._rate)
             self._board.add_figure(f"clip_{i}", figure, step)
             self._board.add_audio(f"clip_{i}/decoded", decoded, step, self._rate)
-            if step <= self._steps:
-                self._board.add_audio(f"clip_{i}/original", clip, step, self._rate)
+            self._board.add_audio(f"clip_{i}/original", clip, step, self._rate)
         self._board.flush()
 
     def close(self) -> None:
@@ -75,12 +80,12 @@ class MetricWriter:
 
 
 def _step(line: str) -> float:
-    """The step of a line; infinity for an incomplete line, which a killed process leaves."""
+    """Return the step of a line of the log, or infinity for an incomplete line, as a killed process leaves it."""
     try:
         return float(json.loads(line)["step"])
     except ValueError:
         return float("inf")
 
 
-def _words(values: dict[str, Any]) -> str:
+def _format(values: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value:.3f}" for name, value in values.items())

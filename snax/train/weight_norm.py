@@ -1,6 +1,7 @@
-"""Weight normalization of convolutions, as the reference trains them (Salimans and Kingma, 2016, arXiv:1602.07868).
+"""Weight normalization of convolutions, as in the reference (Salimans and Kingma, 2016, arXiv:1602.07868).
 
-A model has plain kernels. They are split into magnitude `g` and direction `v` before training, and merged in each step.
+A `SNAC` has plain kernels. They are split into magnitude `g` and direction `v` before training, and merged in each
+training step.
 """
 
 from typing import NamedTuple
@@ -15,11 +16,11 @@ from ..weights.torch_weights import named_tensors
 
 
 class WeightNormed(NamedTuple):
-    """The trained parameters: kernels are `g * v / |v|`.
+    """The trained parameters. A kernel is `g * v / |v|`.
 
     Attributes:
-        g: magnitudes, by the name that the kernel has in the reference. All axes but one have length 1.
-        v: a model that has directions, of any length, in the place of kernels.
+        g: the magnitude of each kernel, by the kernel's name in the reference. All axes but one have length 1.
+        v: a model with directions instead of kernels. Directions can have any norm.
     """
 
     g: dict[str, Float[Array, "..."]]
@@ -27,9 +28,9 @@ class WeightNormed(NamedTuple):
 
 
 def split(model: SNAC) -> WeightNormed:
-    """Split each kernel into magnitude and direction. The direction is the kernel, as when torch adds weight norm."""
+    """Split each kernel into magnitude and direction. The direction is the kernel itself, as in torch."""
     g = {
-        tensor.name: _length(tensor.parameter[...], tensor.axes[0])
+        tensor.name: _norm(tensor.parameter[...], tensor.axes[0])
         for tensor in named_tensors(model)
         if tensor.weight_norm
     }
@@ -37,17 +38,17 @@ def split(model: SNAC) -> WeightNormed:
 
 
 def merge(normed: WeightNormed) -> SNAC:
-    """Compute the model with plain kernels. Differentiable by magnitudes and directions."""
-    model = jax.tree.map(lambda parameter: parameter, normed.v)  # a copy, to be changed
+    """Compute the model with plain kernels. Differentiable with respect to magnitudes and directions."""
+    model = jax.tree.map(lambda parameter: parameter, normed.v)  # a copy, which is modified below
     for tensor in named_tensors(model):
         if tensor.weight_norm:
-            direction = tensor.parameter[...]
-            gain = normed.g[tensor.name] / _length(direction, tensor.axes[0])
-            tensor.parameter.set_value(direction * gain)
+            v = tensor.parameter[...]
+            tensor.parameter.set_value(v * (normed.g[tensor.name] / _norm(v, tensor.axes[0])))
     return model
 
 
-def _length(direction: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
-    """The norm over every axis but torch's first: output channels, or input channels of a transposed convolution."""
-    others = tuple(i for i in range(direction.ndim) if i != axis)
-    return jnp.sqrt(jnp.square(direction).sum(others, keepdims=True))
+def _norm(v: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
+    """Return the norm over all axes but `axis`, which is torch's first: output channels, or input channels of a
+    transposed convolution."""
+    other_axes = tuple(i for i in range(v.ndim) if i != axis)
+    return jnp.sqrt(jnp.square(v).sum(other_axes, keepdims=True))
