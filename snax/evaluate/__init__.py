@@ -1,1 +1,1 @@
-"""How good a codec is on given audio: `metrics` of a clip, `scores` of a model, and their `report`."""
+"""Evaluation of a codec: `metrics` of a clip, `scores` of a model, and an HTML `report` of clips."""

@@ -1,6 +1,8 @@
-"""What is measured of a clip and its reconstruction, in NumPy: clips have all lengths, and XLA would compile for each.
+"""Metrics of a clip and its reconstruction.
 
-Audio is one channel, (samples,), both of the same length. STOI and PESQ are those of the packages of these names.
+They are written in NumPy because clips have many lengths, and XLA would compile once for each. `audio` is the
+reconstruction and `target` the original. Both are mono, (samples,), and of the same length. The packages `pystoi` and
+`pesq` compute STOI and PESQ.
 """
 
 import math
@@ -18,70 +20,79 @@ Audio = Float[np.ndarray, " samples"]
 
 
 def scores(audio: Audio, target: Audio, rate: int, *, with_pesq: bool = False) -> dict[str, float]:
-    """All of them by name. PESQ takes most of the time."""
-    found = {
+    """Return the metrics by name.
+
+    Args:
+        audio: the reconstruction.
+        target: the original.
+        rate: sampling rate in Hz.
+        with_pesq: whether to include PESQ, which takes most of the time.
+    """
+    values = {
         "mel": mel_distance(audio, target, rate),
         "stft": stft_distance(audio, target),
         "si_sdr": si_sdr(audio, target),
         "stoi": stoi(audio, target, rate),
     }
-    return found | {"pesq": pesq(audio, target, rate)} if with_pesq else found
+    return values | {"pesq": pesq(audio, target, rate)} if with_pesq else found
 
 
 def mean(values: Iterable[float]) -> float:
-    """Of those that are there: NaN is what could not be measured."""
-    there = [value for value in values if not math.isnan(value)]
-    return sum(there) / len(there) if there else math.nan
+    """Return the mean of the values that are not NaN, or NaN if there are none. NaN means not measurable."""
+    measured = [value for value in values if not math.isnan(value)]
+    return sum(measured) / len(measured) if measured else math.nan
 
 
 def mel_distance(audio: Audio, target: Audio, rate: int) -> float:
-    """`snax.train.losses.mel_loss` of the two: lower is better."""
+    """Return the multi-scale mel distance, as `snax.train.losses.mel_loss` defines it. Lower is better."""
     total = 0.0
     for window_length, bands in MEL_SCALES:
         filters = mel_filters(rate, window_length, bands)
-        ours, theirs = (_log10(_magnitudes(each, window_length) @ filters) for each in (audio, target))
-        total += float(np.abs(ours - theirs).mean())
+        log_mel, target_log_mel = (_log10(_magnitudes(signal, window_length) @ filters) for signal in (audio, target))
+        total += float(np.abs(log_mel - target_log_mel).mean())
     return total
 
 
 def stft_distance(audio: Audio, target: Audio) -> float:
-    """`snax.train.losses.stft_loss` of the two: lower is better."""
+    """Return the multi-scale STFT distance, as `snax.train.losses.stft_loss` defines it. Lower is better."""
     total = 0.0
     for window_length in STFT_WINDOWS:
-        ours, theirs = (_magnitudes(each, window_length) for each in (audio, target))
-        total += float(2 * np.abs(_log10(ours) - _log10(theirs)).mean() + np.abs(ours - theirs).mean())
+        spectrum, target_spectrum = (_magnitudes(signal, window_length) for signal in (audio, target))
+        log_distance = np.abs(_log10(spectrum) - _log10(target_spectrum)).mean()
+        total += float(2 * log_distance + np.abs(spectrum - target_spectrum).mean())
     return total
 
 
 def si_sdr(audio: Audio, target: Audio) -> float:
-    """Scale-invariant ratio of signal to distortion in dB (Le Roux et al., 2019, arXiv:1811.02508): higher is better.
+    """Return the scale-invariant signal-to-distortion ratio in dB. Higher is better.
 
-    A codec that is trained to sound right, not to keep phases, gets little.
+    From Le Roux et al., 2019, arXiv:1811.02508. A codec that is trained for perceptual quality, not to preserve phases,
+    scores low.
     """
-    audio, target = (each.astype(np.float64) - each.mean() for each in (audio, target))
+    audio, target = (clip.astype(np.float64) - clip.mean() for clip in (audio, target))
     signal = target * (audio @ target / max(target @ target, 1e-20))
     distortion = audio - signal
     return float(10 * np.log10(max(signal @ signal, 1e-20) / max(distortion @ distortion, 1e-20)))
 
 
 def stoi(audio: Audio, target: Audio, rate: int) -> float:
-    """Short-time objective intelligibility (Taal et al., 2011), 0 to 1; NaN where there is not even 0.4 s of speech."""
+    """Return the short-time objective intelligibility (Taal et al., 2011), 0 to 1, or NaN for under 0.4 s of speech."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         try:
             return float(pystoi.stoi(target, audio, rate))
-        except RuntimeWarning:  # what it says of too short clips
+        except RuntimeWarning:  # pystoi warns when a clip is too short
             return math.nan
 
 
 def pesq(audio: Audio, target: Audio, rate: int) -> float:
-    """Perceptual evaluation of speech quality, wide band (ITU-T P.862.2), 1 to 4.6; NaN where it finds no speech."""
-    # Imported where it is used: it needs a C compiler to be installed, and training does without.
+    """Return wide-band PESQ (ITU-T P.862.2), 1 to 4.6, or NaN if it finds no speech."""
+    # Imported here because its installation needs a C compiler, and training does not use it.
     import pesq as package
 
-    if not target.any():  # which the package divides by
+    if not target.any():  # the package would divide by zero
         return math.nan
-    audio, target = (soxr.resample(each, rate, 16_000) for each in (audio, target))
+    audio, target = (soxr.resample(clip, rate, 16_000) for clip in (audio, target))
     try:
         return float(package.pesq(16_000, target, audio, "wb"))
     except (package.NoUtterancesError, package.BufferTooShortError):
@@ -89,7 +100,7 @@ def pesq(audio: Audio, target: Audio, rate: int) -> float:
 
 
 def _magnitudes(audio: Audio, window_length: int) -> Float[np.ndarray, "frames bins"]:
-    """The absolute values of `snax.evaluate.spectra.stft`."""
+    """Return the absolute values of `snax.evaluate.spectra.stft`."""
     window = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window_length) / window_length)).astype(np.float32)
     mirrored = np.pad(audio, window_length // 2, mode="reflect")
     frames = np.lib.stride_tricks.sliding_window_view(mirrored, window_length)[:: window_length // 4]

@@ -1,4 +1,4 @@
-"""Spectrograms, for whoever would rather look."""
+"""Plots of spectrograms."""
 
 from collections.abc import Mapping
 
@@ -10,9 +10,15 @@ from matplotlib.mlab import specgram
 
 
 def spectrograms(figure: Figure | SubFigure, audio: Mapping[str, Float[np.ndarray, " _"]], rate: int) -> None:
-    """One below the other, each called by its key, all on one scale: 70 dB from the loudest down."""
+    """Plot spectrograms below each other, on one scale that ends 70 dB below the loudest point.
+
+    Args:
+        figure: the figure to draw into.
+        audio: mono audio by the label of its plot.
+        rate: sampling rate in Hz.
+    """
     rows: list[Axes] = np.atleast_1d(figure.subplots(len(audio), 1, sharex=True)).tolist()
-    powers = [np.asarray(specgram(each, NFFT=512, Fs=rate, noverlap=384)[0]) for each in audio.values()]
+    powers = [np.asarray(specgram(samples, NFFT=512, Fs=rate, noverlap=384)[0]) for samples in audio.values()]
     loudest = 10 * np.log10(max(power.max() for power in powers) + 1e-12)
     for axes, name, power in zip(rows, audio, powers, strict=True):
         decibels = 10 * np.log10(power + 1e-12)

@@ -1,4 +1,4 @@
-"""What scores are said in: a table for people, a line of JSON a clip for programs, a picture."""
+"""Output of `snax eval`: a summary, its table, files with the scores of all clips, and a figure."""
 
 import json
 import math
@@ -15,18 +15,25 @@ from . import metrics
 from .pictures import spectrograms
 from .scoring import CodebookUse, Scored
 
-# Each metric with its unit and where better is.
+# The name, the range and the direction of each metric. Its label in figures ends at the first comma.
 METRICS = {
-    "mel": "mel distance, less is better",
-    "stft": "STFT distance, less is better",
-    "si_sdr": "SI-SDR in dB, more is better",
-    "stoi": "STOI, 0 to 1, more is better",
-    "pesq": "PESQ, 1 to 4.6, more is better",
+    "mel": "mel distance, lower is better",
+    "stft": "STFT distance, lower is better",
+    "si_sdr": "SI-SDR in dB, higher is better",
+    "stoi": "STOI, 0 to 1, higher is better",
+    "pesq": "PESQ, 1 to 4.6, higher is better",
 }
 
 
 def summary(model: SNAC, clips: Sequence[dict[str, float]], seconds: float, use: CodebookUse) -> dict[str, Any]:
-    """The means and what the codes carry, as JSON has it."""
+    """Return a JSON-serializable summary of the metrics and the use of the codebooks.
+
+    Args:
+        model: the codec.
+        clips: the metrics of each clip.
+        seconds: duration of all clips.
+        use: counts of the codes of all clips.
+    """
     means = {}
     for name in METRICS:
         values = [scores[name] for scores in clips if not math.isnan(scores[name])]
@@ -49,29 +56,38 @@ def summary(model: SNAC, clips: Sequence[dict[str, float]], seconds: float, use:
     }
 
 
-def table(found: dict[str, Any]) -> str:
-    """The summary in words."""
-    lines = [f"{found['clips']} clips, {found['seconds']:.1f} s"]
-    lines.append(f"{'':34}{'mean':>8}   {'half of them in':>18}  clips")
-    for name, what in METRICS.items():
-        values = found["metrics"][name]
+def table(results: dict[str, Any]) -> str:
+    """Return a summary as a text table."""
+    lines = [f"{results['clips']} clips, {results['seconds']:.1f} s"]
+    lines.append(f"{'':34}{'mean':>8}   {'quartiles':>18}  clips")
+    for name, description in METRICS.items():
+        values = results["metrics"][name]
         low, high = values["quartiles"]
         measured = f"{values['mean']:8.3f}   {low:7.3f} to {high:7.3f}" if values["clips"] else f"{'-':>8}{'':22}"
-        lines.append(f"{what:34}{measured}  {values['clips']:5}")
-    for i, level in enumerate(found["levels"]):
+        lines.append(f"{description:34}{measured}  {values['clips']:5}")
+    for i, level in enumerate(results["levels"]):
         lines.append(
-            f"level {i}: {level['codes_per_second']:.1f} codes a second, {level['used']:.1%} of the codebook used, "
-            f"{level['entropy']:.2f} bits each"
+            f"level {i}: {level['codes_per_second']:.1f} codes per second, {level['used']:.1%} of the codebook used, "
+            f"{level['entropy']:.2f} bits of entropy per code"
         )
     lines.append(
-        f"bit rate {found['bitrate'] / 1000:.2f} kbps, of which the codes' entropy is "
-        f"{found['information_rate'] / 1000:.2f} kbps"
+        f"bit rate {results['bitrate'] / 1000:.2f} kbps, entropy of the codes "
+        f"{results['information_rate'] / 1000:.2f} kbps"
     )
     return "\n".join(lines)
 
 
-def write(folder: Path, found: dict[str, Any], clips: Sequence[tuple[str, dict[str, float]]], picture: Figure) -> None:
-    """`scores.json` (the summary), `clips.jsonl` (a line a clip) and `scores.png`."""
+def write(
+    folder: Path, results: dict[str, Any], clips: Sequence[tuple[str, dict[str, float]]], picture: Figure
+) -> None:
+    """Write `scores.json` (the summary), `clips.jsonl` (one line per clip) and `scores.png`.
+
+    Args:
+        folder: the output directory, which is created if it does not exist.
+        results: the summary.
+        clips: name and metrics of each clip. NaN is written as null.
+        picture: the figure.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     lines = [
         json.dumps({"id": name} | {key: None if math.isnan(value) else value for key, value in scores.items()})
@@ -82,13 +98,21 @@ def write(folder: Path, found: dict[str, Any], clips: Sequence[tuple[str, dict[s
     with atomic_write(folder / "scores.png") as path:
         picture.savefig(path, dpi=100, format="png")
     with atomic_write(folder / "scores.json") as path:
-        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 def picture(
     title: str, rate: int, clips: Sequence[tuple[str, dict[str, float]]], use: CodebookUse, shown: Scored
 ) -> Figure:
-    """One clip's spectrograms, before and after; how the clips' scores are spread; how often codes are chosen."""
+    """Return a figure with one clip's spectrograms, the distributions of all metrics and the use of the codebooks.
+
+    Args:
+        title: title of the figure.
+        rate: sampling rate in Hz.
+        clips: name and metrics of each clip.
+        use: counts of the codes of all clips.
+        shown: the clip whose spectrograms are shown.
+    """
     figure = Figure(figsize=(14, 9), layout="constrained")
     figure.suptitle(title)
     halves: Any = figure.subfigures(2, 1, height_ratios=[3, 2])
@@ -96,13 +120,13 @@ def picture(
     above.suptitle(shown.id)
     spectrograms(above, {"original": shown.audio, "decoded": shown.decoded}, rate)
     axes: Any = below.subplots(1, len(METRICS) + 1)
-    for ax, (name, what) in zip(axes, METRICS.items(), strict=False):
+    for ax, (name, description) in zip(axes, METRICS.items(), strict=False):
         values = [scores[name] for _, scores in clips if not math.isnan(scores[name])]
         ax.hist(values, bins=20, color="tab:purple")
-        ax.set_xlabel(what.partition(",")[0])
+        ax.set_xlabel(description.partition(",")[0])
     axes[0].set_ylabel("clips")
     for i, counts in enumerate(use.counts):
         axes[-1].plot(np.sort(counts)[::-1] / max(1, counts.sum()) * counts.size, label=f"level {i}")
-    axes[-1].set(xlabel="rows, sorted by use", ylabel="of their equal share", yscale="symlog")
+    axes[-1].set(xlabel="codebook entries, sorted by use", ylabel="use / uniform use", yscale="symlog")
     axes[-1].legend()
     return figure

@@ -1,5 +1,5 @@
-"""A corpus of audio becomes shards of tokens: `snax extract`.
+"""Extraction of token shards from a corpus of audio: `snax extract`.
 
-`corpus` plans which clips form which shard, `reading` gets at them, `decoding` makes audio of them, `run` codes of the
-audio, `table` rows of the codes, and `store` keeps them.
+`snax.data.corpus` plans which clips form which shard, `snax.data.reading` opens the clips and `snax.data.decoding`
+decodes them. `run` encodes the audio, `table` converts the codes to Parquet, and `store` commits the shards.
 """

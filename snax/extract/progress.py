@@ -1,6 +1,6 @@
-"""What a run says of itself: a bar or lines for people, events for machines, the sums at the end."""
+"""Progress of an extraction: a progress bar or log lines, JSON events and the final totals."""
 
-import sys
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -9,94 +9,104 @@ from typing import Any, TypeVar
 import jax
 from tqdm import tqdm
 
-from .store import SUMS
+from .store import COUNTS
 
-# Seconds from one line to the next where there is no terminal.
-BETWEEN_LINES = 10.0
+_log = logging.getLogger(__name__)
+
+# Seconds between log lines. Lines are only logged where there is no terminal for the progress bar.
+LOG_INTERVAL_S = 10.0
 
 Item = TypeVar("Item")
 
 
 class Progress:
-    """Counts this process's part of the work, and where its time goes.
+    """Counts of this process's share of the work, and the time that it spends waiting.
 
     Args:
-        shards: how many this process is to make.
-        clips: how many are in them, if that is known.
-        rate: of the model.
-        report: told of every shard, and of the end.
+        shards: number of shards that this process makes.
+        clips: number of clips in them, or None if it is not known before the archives are read.
+        rate: sampling rate of the model in Hz.
+        report: called with a JSON-serializable event for each shard and one at the end.
     """
 
     def __init__(self, shards: int, clips: int | None, rate: int, report: Callable[[dict[str, Any]], None]):
         self._shards, self._rate, self._report = shards, rate, report
-        self._begin = self._last_line = time.perf_counter()
-        self._sums = dict.fromkeys(("shards", *SUMS, "quarantined"), 0)
-        self._frames = {"asked": 0, "computed": 0}
+        self._start = self._last_line = time.perf_counter()
+        self._totals = dict.fromkeys(("shards", *COUNTS, "quarantined"), 0)
+        self._clip_blocks = self._computed_blocks = 0
         self._seconds = {"waiting for decoders": 0.0, "waiting for writes": 0.0, "decoding, in other processes": 0.0}
         first = jax.process_index() == 0
         self._bar = tqdm(total=clips, unit="clip", disable=None if first else True)
-        self._lines = first and self._bar.disable
+        self._log_lines = first and self._bar.disable
 
     @property
     def clips(self) -> int:
-        """Clips so far, and in `quarantined` those of them that can't be read."""
-        return self._sums["clips"]
+        """Number of clips in the shards made so far, including quarantined clips."""
+        return self._totals["clips"]
 
     @property
     def quarantined(self) -> int:
-        return self._sums["quarantined"]
+        """Number of quarantined clips in the shards made so far."""
+        return self._totals["quarantined"]
 
-    def while_waiting(self, decoded: Iterable[Item]) -> Iterator[Item]:
-        """The items of `decoded`; the time that they take is time that decoders are behind."""
+    def time_decoders(self, decoded: Iterable[Item]) -> Iterator[Item]:
+        """Yield the items of `decoded` and record the time that each takes to arrive."""
         items = iter(decoded)
         while True:
-            begin = time.perf_counter()
+            start = time.perf_counter()
             try:
                 item = next(items)
             except StopIteration:
                 return
             finally:
-                self._seconds["waiting for decoders"] += time.perf_counter() - begin
+                self._seconds["waiting for decoders"] += time.perf_counter() - start
             yield item
 
-    def while_writing(self, write: Future[None]) -> None:
-        """Waits for a write."""
-        begin = time.perf_counter()
+    def wait_for_write(self, write: Future[None]) -> None:
+        """Wait for a write and record the waiting time."""
+        start = time.perf_counter()
         write.result()
-        self._seconds["waiting for writes"] += time.perf_counter() - begin
+        self._seconds["waiting for writes"] += time.perf_counter() - start
 
-    def clip(self, decoding_seconds: float) -> None:
-        """One more clip has come from the decoders."""
+    def add_clip(self, decoding_seconds: float) -> None:
+        """Count a clip that a decoder has finished, readable or not."""
         self._seconds["decoding, in other processes"] += decoding_seconds
         self._bar.update()
 
-    def shard(self, shard: int, sidecar: dict[str, Any], asked: int, computed: int) -> None:
-        """A shard is made, in which `asked` of `computed` latent frames were those of clips."""
-        said = {key: sidecar[key] for key in SUMS} | {"quarantined": len(sidecar["quarantined"])}
-        self._sums = {key: value + said.get(key, 1) for key, value in self._sums.items()}
-        self._frames["asked"] += asked
-        self._frames["computed"] += computed
-        self._report({"event": "shard", "shard": shard, **said})
-        line = f"shard {self._sums['shards']} of {self._shards}, {self._speed:.1f} x real time"
-        self._bar.set_postfix_str(line)
+    def add_shard(self, shard: int, sidecar: dict[str, Any], clip_blocks: int, computed_blocks: int) -> None:
+        """Count a shard, and the blocks (pad multiples) that belong to its clips and those that were computed for it."""
+        counts = {key: sidecar[key] for key in COUNTS} | {"quarantined": len(sidecar["quarantined"])}
+        self._totals = {key: value + counts.get(key, 1) for key, value in self._totals.items()}
+        self._clip_blocks += clip_blocks
+        self._computed_blocks += computed_blocks
+        self._report({"event": "shard", "shard": shard, **counts})
+        done = self._totals["shards"]
+        self._bar.set_postfix_str(f"shard {done} of {self._shards}, {self._speed:.1f} x real time")
         now = time.perf_counter()
-        if self._lines and (now - self._last_line > BETWEEN_LINES or self._sums["shards"] == self._shards):
+        if self._log_lines and (now - self._last_line > LOG_INTERVAL_S or done == self._shards):
             self._last_line = now
-            bad = f"{self.quarantined} of {self.clips} clips in quarantine"
-            print(f"snax: {line}, {self._hours:.2f} hours, {bad}", file=sys.stderr, flush=True)
+            _log.info(
+                "shard %d of %d, %.1f x real time, %.2f hours, %d of %d clips in quarantine",
+                done,
+                self._shards,
+                self._speed,
+                self._hours,
+                self.quarantined,
+                self.clips,
+            )
 
-    def end(self, totals: dict[str, Any]) -> dict[str, Any]:
-        """The sums of this process, with those of the whole job so far."""
+    def finish(self, totals: dict[str, Any]) -> dict[str, Any]:
+        """Report and return the totals of this process, with the `totals` of the whole extraction."""
         self._bar.close()
         event = {
             "event": "end",
             "process": jax.process_index(),
-            **self._sums,
+            **self._totals,
             "hours": round(self._hours, 4),
             "x_real_time": round(self._speed, 2),
-            "packing_efficiency": round(self._frames["asked"] / max(1, self._frames["computed"]), 4),
+            "packing_efficiency": round(self._clip_blocks / max(1, self._computed_blocks), 4),
             "seconds": {key: round(value, 2) for key, value in self._seconds.items()}
-            | {"all": round(time.perf_counter() - self._begin, 2)},
+            | {"all": round(time.perf_counter() - self._start, 2)},
             "total": totals,
         }
         self._report(event)
@@ -104,8 +114,8 @@ class Progress:
 
     @property
     def _hours(self) -> float:
-        return self._sums["samples"] / self._rate / 3600
+        return self._totals["samples"] / self._rate / 3600
 
     @property
     def _speed(self) -> float:
-        return self._hours * 3600 / (time.perf_counter() - self._begin)
+        return self._hours * 3600 / (time.perf_counter() - self._start)

@@ -1,10 +1,10 @@
-"""The job: this process's shards, one after the other, from clips to codes to a committed table."""
+"""The extraction loop: decode, encode and commit this process's shards, one after the other."""
 
 import dataclasses
 import importlib.metadata
 import itertools
+import logging
 import os
-import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,12 +27,14 @@ from .progress import Progress
 from .store import SUCCESS, Store
 from .table import Row, to_parquet, token_layout
 
-# Shards that are computed but not yet written.
-WRITES_AHEAD = 2
+_log = logging.getLogger(__name__)
+
+# Shards that may wait to be written while the next one is encoded.
+MAX_PENDING_WRITES = 2
 
 
 class TooManyUnreadableError(ValueError):
-    """So many clips can't be read that something else must be wrong."""
+    """Too large a fraction of the clips is unreadable, so the inputs are probably wrong."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,26 +71,31 @@ class ExtractConfig:
 def extract(
     model: SNAC, config: ExtractConfig, report: Callable[[dict[str, Any]], None] = lambda event: None
 ) -> dict[str, Any]:
-    """Makes the shards of a corpus that are not there yet, with all local devices and, in a cluster, all hosts.
+    """Encode a corpus into token shards. Shards that are already committed are skipped.
 
-    The bytes of the shards depend on the inputs, the configuration and the model alone, not on the number of processes
-    and devices, nor on how often they are stopped.
+    Encoding uses all local devices. In a distributed job, each process makes its own share of the shards. The bytes of
+    the shards depend only on the inputs, the configuration and the model. They do not depend on the number of processes
+    and devices, or on interruptions.
 
     Args:
-        report: told of each shard that is committed, and at the end of the sums.
+        model: the codec.
+        config: the inputs, the output directory and the options.
+        report: called with a JSON-serializable event for each encoded shard, and with the result at the end.
 
     Returns:
-        The sums over this process's part, and over all processes `total`.
+        The totals of this process's share. `"total"` holds the totals of the whole extraction, in process 0 only.
 
     Raises:
-        ValueError: for inputs or a folder that can't be used, codes that the tokens can't hold; when too many clips
-            can't be read.
-        OSError: for what can't be read or written for no fault of a clip's.
+        ValueError: if the inputs or the output directory cannot be used, the token layout or the 16 bits of a code do
+            not fit the model, or too many clips are unreadable (`TooManyUnreadableError`).
+        OSError: if reading or writing fails for a reason other than a bad clip.
     """
     if model.config.codebook_size > 2**16:
-        raise ValueError(f"shards have codes of 16 bits; this model has {model.config.codebook_size} in a codebook.")
+        raise ValueError(
+            f"`codebook_size` (={model.config.codebook_size}) must be at most {2**16}: shards store codes in 16 bits."
+        )
     if config.tokens is not None:
-        token_layout(config.tokens, model.config)  # which may not fit
+        token_layout(config.tokens, model.config)  # raises if it does not fit the model
     store = Store(config.out)
     if jax.process_index() == 0:
         shards = corpus.plan(config.inputs, config.clips_per_shard)
@@ -99,19 +106,19 @@ def extract(
         shards = store.join(lambda shards: _made_with(model, config, shards))
     attempts = _attempts(store, shards, retry=config.retry_quarantined)
     sources = [source for shard in attempts for source in shards[shard]]
-    known = None if any(source.kind == "tar" for source in sources) else sum(map(corpus.planned_clips, sources))
-    progress = Progress(len(attempts), known, model.config.sampling_rate, report)
+    clip_count = None if any(source.kind == "tar" for source in sources) else sum(map(corpus.planned_clips, sources))
+    progress = Progress(len(attempts), clip_count, model.config.sampling_rate, report)
     if attempts:
         store.remove(SUCCESS)
         _make_shards(model, config, store, shards, attempts, progress)
     distributed.barrier("committed")
     totals = store.finish(shards, model.config.sampling_rate) if jax.process_index() == 0 else {}
     distributed.barrier("finished")
-    return progress.end(totals)
+    return progress.finish(totals)
 
 
 def _made_with(model: SNAC, config: ExtractConfig, shards: list[list[corpus.Source]]) -> dict[str, Any]:
-    """All that the bytes of the shards depend on."""
+    """Return everything that the bytes of the shards depend on."""
     return {
         "format": 1,
         "snax": _version("snax-codec"),
@@ -132,14 +139,14 @@ def _made_with(model: SNAC, config: ExtractConfig, shards: list[list[corpus.Sour
 
 
 def _attempts(store: Store, shards: list[list[corpus.Source]], *, retry: bool) -> dict[int, int]:
-    """This process's shards that are still to be made, and how often that will then have been tried."""
+    """Return the shards that this process still has to make, each with the number of this attempt."""
     attempts = {}
-    ours = range(jax.process_index(), len(shards), jax.process_count())
-    for shard, sidecar in zip(ours, store.sidecars(ours), strict=True):
+    own_shards = range(jax.process_index(), len(shards), jax.process_count())
+    for shard, sidecar in zip(own_shards, store.sidecars(own_shards), strict=True):
         if sidecar is None:
             attempts[shard] = 1
         elif not store.is_whole(shard, len(shards), sidecar):
-            print(f"snax: shard {shard} is not what its sidecar says: it is made again.", file=sys.stderr)
+            _log.warning("shard %d does not match the hash in its sidecar; it will be made again", shard)
             attempts[shard] = sidecar["attempt"] + 1
         elif retry and sidecar["quarantined"]:
             attempts[shard] = sidecar["attempt"] + 1
@@ -154,6 +161,7 @@ def _make_shards(
     attempts: dict[int, int],
     progress: Progress,
 ) -> None:
+    """Decode, encode and commit the shards in `attempts`."""
     mesh = Mesh(np.array(jax.local_devices()), ("rows",))
     made_with = _made_with(model, config, shards)
     decoders = DecoderPool(
@@ -165,66 +173,68 @@ def _make_shards(
     writer, writes = ThreadPoolExecutor(1, "writer"), deque[Future[None]]()
     read: Counter[int] = Counter()
     try:
-        decoded = progress.while_waiting(decoders.map(_contents(shards, attempts, read)))
+        decoded = progress.time_decoders(decoders.map(_contents(shards, attempts, read)))
         for shard, attempt in attempts.items():
-            made = _Shard(attempt, progress)
-            # Decoding is ahead, maybe in the next shard; rows of the codec are not: they depend on this shard alone.
-            for codes in encode_many(model, made.audio(_of_one_shard(decoded)), mesh=mesh):
-                made.take(codes)
-            sidecar = made.sidecar(read[shard]) | {"made_with": made_with}
-            progress.shard(shard, sidecar, *made.units(model, mesh))
+            builder = _ShardBuilder(attempt, progress)
+            # The decoders may already work on the next shard. The packed rows hold clips of this shard only, so that
+            # its bytes do not depend on the others.
+            for codes in encode_many(model, builder.audio(_until_shard_end(decoded)), mesh=mesh):
+                builder.add_codes(codes)
+            sidecar = builder.sidecar(read[shard]) | {"made_with": made_with}
+            progress.add_shard(shard, sidecar, *builder.count_blocks(model, mesh))
             if progress.quarantined > max(10, config.max_quarantined * progress.clips):
+                last = sidecar["quarantined"][-1]
                 raise TooManyUnreadableError(
-                    f"{progress.quarantined} of {progress.clips} clips can't be read, more than "
-                    f"{config.max_quarantined:.0%}, the last because it {sidecar['quarantined'][-1]['reason']} "
-                    "If that is how they are, allow for more with --max-quarantined."
+                    f"{progress.quarantined} of {progress.clips} clips cannot be read, more than `max_quarantined` "
+                    f"(={config.max_quarantined:.0%}). The last one is {last['id']}: {last['reason']} "
+                    "Check the inputs, or raise `max_quarantined`."
                 )
-            table = to_parquet(made.rows, model.config, config.tokens, made_with)
+            table = to_parquet(builder.rows, model.config, config.tokens, made_with)
             writes.append(writer.submit(store.commit, shard, len(shards), table, sidecar))
-            while len(writes) > WRITES_AHEAD:
-                progress.while_writing(writes.popleft())
+            while len(writes) > MAX_PENDING_WRITES:
+                progress.wait_for_write(writes.popleft())
         for write in writes:
-            progress.while_writing(write)
+            progress.wait_for_write(write)
     finally:
         decoders.close()
         writer.shutdown()
 
 
-class _Shard:
-    """What becomes of the clips of one shard."""
+class _ShardBuilder:
+    """The rows and the quarantined clips of one shard while it is encoded."""
 
     def __init__(self, attempt: int, progress: Progress):
         self.rows: list[Row] = []
         self._attempt, self._progress = attempt, progress
-        self._taken = deque[tuple[Clip, int]]()
+        self._pending = deque[tuple[Clip, int]]()  # channels that await their codes
         self._quarantined: list[dict[str, Any]] = []
 
     def audio(self, decoded: Iterable[tuple[Clip, Decoded]]) -> Iterator[np.ndarray]:
-        """Every channel of every clip that could be read."""
+        """Yield each channel of each readable clip. Unreadable clips go into quarantine."""
         for clip, (channels, seconds) in decoded:
-            self._progress.clip(seconds)
+            self._progress.add_clip(seconds)
             if isinstance(channels, Unreadable):
                 self._quarantined.append({**clip._asdict(), "reason": channels.reason, "attempt": self._attempt})
                 continue
-            for number, samples in enumerate(channels):
-                self._taken.append((clip, number))
+            for channel, samples in enumerate(channels):
+                self._pending.append((clip, channel))
                 yield samples
 
-    def take(self, codes: EncodedClip) -> None:
-        """The codes of the next channel, in the order in which `audio` gave them."""
-        self.rows.append(Row(*self._taken.popleft(), codes))
+    def add_codes(self, codes: EncodedClip) -> None:
+        """Add the codes of the next channel. Channels arrive in the order in which `audio` yielded them."""
+        self.rows.append(Row(*self._pending.popleft(), codes))
 
-    def units(self, model: SNAC, mesh: Mesh) -> tuple[int, int]:
-        """How many pad multiples are those of clips, and how many were computed."""
+    def count_blocks(self, model: SNAC, mesh: Mesh) -> tuple[int, int]:
+        """Return the number of blocks (pad multiples) in the clips, and the number computed for them in packed rows."""
         multiple = model.config.pad_multiple
-        asked = [-(-(row.encoded.samples or 0) // multiple) for row in self.rows]
-        return sum(asked), computed_blocks(model, asked, mesh)
+        clip_blocks = [-(-(row.encoded.samples or 0) // multiple) for row in self.rows]
+        return sum(clip_blocks), computed_blocks(model, clip_blocks, mesh)
 
     def sidecar(self, read: int) -> dict[str, Any]:
-        """The sums, of `read` clips."""
+        """Return the shard's counts and quarantined clips. Fails unless all `read` clips are accounted for."""
         committed, bad = len({row.clip.id for row in self.rows}), len(self._quarantined)
         if committed + bad != read:
-            raise RuntimeError(f"{read} clips were read, but {committed} have codes and {bad} are in quarantine.")
+            raise RuntimeError(f"{read} clips were read, but {committed} were encoded and {bad} are in quarantine.")
         return {
             "clips": read,
             "committed": committed,
@@ -239,18 +249,19 @@ class _Shard:
 def _contents(
     shards: list[list[corpus.Source]], attempts: Iterable[int], read: Counter[int]
 ) -> Iterator[tuple[Clip | None, Content]]:
-    """Every clip of these shards, counted in `read`; after each shard's comes None."""
+    """Yield the clips of these shards and count them in `read`. A None marks the end of each shard."""
     for shard in attempts:
         ids: set[str] = set()
         for clip, content in itertools.chain.from_iterable(map(clips, shards[shard])):
             read[shard] += 1
-            twice = clip.id in ids
+            duplicate = clip.id in ids
             ids.add(clip.id)
-            yield clip, Unreadable("another clip of its shard has the same id.") if twice else content
-        yield None, Unreadable("the shard ends here.")
+            yield clip, Unreadable("has the same id as another clip of its shard.") if duplicate else content
+        yield None, Unreadable("end of shard")
 
 
-def _of_one_shard(decoded: Iterator[tuple[Clip | None, Decoded]]) -> Iterator[tuple[Clip, Decoded]]:
+def _until_shard_end(decoded: Iterator[tuple[Clip | None, Decoded]]) -> Iterator[tuple[Clip, Decoded]]:
+    """Yield the clips up to the next end of a shard."""
     for clip, result in decoded:
         if clip is None:
             return
@@ -258,11 +269,12 @@ def _of_one_shard(decoded: Iterator[tuple[Clip | None, Decoded]]) -> Iterator[tu
 
 
 def _cores() -> int:
-    """Those that this process may use, where the system says."""
+    """Return the number of cores that this process may use, or of all cores where that is not known."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _version(package: str) -> str | None:
+    """Return the version of an installed package, or None."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

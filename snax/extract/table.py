@@ -1,4 +1,4 @@
-"""The rows of a shard as Parquet."""
+"""Conversion of a shard's rows to Parquet."""
 
 import io
 import json
@@ -14,13 +14,12 @@ from ..data.reading import Clip
 from ..inference.packing import EncodedClip
 from ..tokens import ORPHEUS, TokenLayout
 
-# Rows that are read together when one is asked for: some 200 kB, two milliseconds.
+# Random access to a row reads its whole row group: about 200 kB, in 2 ms.
 ROWS_PER_GROUP = 256
-LAYOUTS = ("orpheus", "shared", "separate")
 
 
 class Row(NamedTuple):
-    """One channel of a clip."""
+    """The codes of one channel of a clip."""
 
     clip: Clip
     channel: int
@@ -28,16 +27,21 @@ class Row(NamedTuple):
 
 
 def token_layout(name: str, config: SNACConfig) -> TokenLayout:
-    """The layout of a language model's tokens: Orpheus' ids, or ids from 0 on that slots share or have for themselves.
+    """Return a layout of language model tokens.
+
+    Args:
+        name: "orpheus" for Orpheus' token ids, "shared" for ids from 0 that all slots of a group share, or "separate"
+            for ids from 0 with a range of `codebook_size` ids for each slot.
+        config: the configuration of the codec.
 
     Raises:
-        ValueError: for Orpheus with a codec that is not like snac_24khz.
+        ValueError: for "orpheus", if the strides or the codebook size are not those of snac_24khz.
     """
     if name == "orpheus":
         if (config.vq_strides, config.codebook_size) != (ORPHEUS.vq_strides, ORPHEUS.codebook_size):
             raise ValueError(
-                f"Orpheus' tokens are for strides {ORPHEUS.vq_strides} and {ORPHEUS.codebook_size} codes; this model "
-                f"has {config.vq_strides} and {config.codebook_size}."
+                f"Orpheus' tokens need `vq_strides` {ORPHEUS.vq_strides} and `codebook_size` {ORPHEUS.codebook_size}; "
+                f"this model has {config.vq_strides} and {config.codebook_size}. Use 'shared' or 'separate' tokens."
             )
         return ORPHEUS
     step = {"shared": 0, "separate": config.codebook_size}[name]
@@ -45,7 +49,16 @@ def token_layout(name: str, config: SNACConfig) -> TokenLayout:
 
 
 def to_parquet(rows: Sequence[Row], config: SNACConfig, tokens: str | None, made_with: dict[str, Any]) -> bytes:
-    """The file's content: the same for the same rows, whoever writes it. Each page has its checksum."""
+    """Return the content of a shard's Parquet file.
+
+    The bytes depend only on the arguments. Each page has a checksum.
+
+    Args:
+        rows: the rows.
+        config: the configuration of the codec.
+        tokens: name of the layout of a `tokens` column, see `token_layout`. None for no such column.
+        made_with: metadata that is stored in the schema under the key "snax".
+    """
     columns = {
         "id": pa.array([row.clip.id for row in rows], pa.string()),
         "channel": pa.array([row.channel for row in rows], pa.uint16()),
@@ -70,6 +83,7 @@ def to_parquet(rows: Sequence[Row], config: SNACConfig, tokens: str | None, made
 
 
 def _lists(arrays: Sequence[Any], dtype: type[np.generic]) -> pa.ListArray:
-    ends = np.cumsum([0, *map(len, arrays)], dtype=np.int32)
+    """Return a list column with one array per row."""
+    offsets = np.cumsum([0, *map(len, arrays)], dtype=np.int32)
     values = np.concatenate([np.empty(0, dtype), *arrays], dtype=dtype, casting="unsafe")
-    return pa.ListArray.from_arrays(ends, pa.array(values))
+    return pa.ListArray.from_arrays(offsets, pa.array(values))
