@@ -1,4 +1,4 @@
-"""Draw the log of a training run: `python recipes/curves.py RUN/log.jsonl OUT.png`."""
+"""Plot the metrics of a training run: `python recipes/curves.py RUN/log.jsonl OUT.png`."""
 
 import json
 import sys
@@ -7,30 +7,34 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+Records = list[dict[str, Any]]
+
 
 def main() -> None:
-    lines = [json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines()]
-    trained, held_out = ([line for line in lines if line["kind"] == kind] for kind in ("train", "held_out"))
+    log, out = sys.argv[1:]
+    records = [json.loads(line) for line in Path(log).read_text().splitlines()]
+    train, held_out = ([record for record in records if record["kind"] == kind] for kind in ("train", "held_out"))
     figure = Figure(figsize=(14, 4), layout="constrained")
     axes: Any = figure.subplots(1, 4)
     for ax, name in zip(axes, ("mel", "stft"), strict=False):
-        draw(ax, trained, name, "training")
-        draw(ax, held_out, name, "held out, averaged weights", marker="o")
+        plot(ax, train, name, "training")
+        plot(ax, held_out, name, "held out, averaged weights", marker="o")
         ax.set(title=f"{name} distance", yscale="log")
-    draw(axes[2], held_out, "stoi", "held out, averaged weights", marker="o")
+    plot(axes[2], held_out, "stoi", "held out, averaged weights", marker="o")
     axes[2].set(title="STOI")
-    for name in sorted(name for name in trained[0] if name.endswith("/perplexity")):
-        draw(axes[3], trained, name, name.partition("/")[0])
+    for name in sorted(name for name in train[0] if name.endswith("/perplexity")):
+        plot(axes[3], train, name, name.partition("/")[0])
     axes[3].set(title="perplexity of the codebooks")
     for ax in axes:
         ax.set_xlabel("step")
         ax.legend()
-    figure.savefig(sys.argv[2], dpi=80)
+    figure.savefig(out, dpi=80)
 
 
-def draw(ax: Any, lines: list[dict[str, Any]], name: str, label: str, **how: Any) -> None:
-    there = [line for line in lines if name in line]
-    ax.plot([line["step"] for line in there], [line[name] for line in there], label=label, **how)
+def plot(ax: Any, records: Records, name: str, label: str, **style: Any) -> None:
+    """Plot a metric over the steps that have it."""
+    points = [(record["step"], record[name]) for record in records if name in record]
+    ax.plot([step for step, _ in points], [value for _, value in points], label=label, **style)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""Two hours of speech for recipes/mini_16khz.toml: `python recipes/prompts.py ARCHIVES OUT`.
+"""Prepare two hours of speech for recipes/mini_16khz.toml: `python recipes/prompts.py ARCHIVES OUT`.
 
-ARCHIVES has the Debian packages asterisk-core-sounds-{en,es,fr,it,ru}-g722: telephone prompts in five languages at
-16 kHz; `apt-get download` fetches them. OUT gets FLAC files: `speaker` has the French ones, whose speaker is in none of
-the others and is never trained on; of the others every twentieth goes to `held_out` and the rest to `train`.
+ARCHIVES is a folder with the Debian packages asterisk-core-sounds-{en,es,fr,it,ru}-g722, which `apt-get download`
+fetches: telephone prompts in five languages at 16 kHz. OUT is the output folder for FLAC files:
 
-Needs FFmpeg's decoder (`pip install 'snax-codec[av]'`) and `dpkg-deb`.
+speaker    the French prompts. Their speaker occurs in no other language and is not used for training.
+held_out   every twentieth of the other prompts
+train      the rest
+
+Needs `dpkg-deb` and FFmpeg's decoder (in a clone of snax: `pip install '.[av]'`).
 """
 
 import subprocess
@@ -19,6 +22,7 @@ from tqdm import tqdm
 
 LANGUAGES = ("en", "es", "fr", "it", "ru")
 RATE = 16_000
+MIN_SECONDS = 0.3
 
 
 def main() -> None:
@@ -30,16 +34,17 @@ def main() -> None:
             files = sorted(path for path in Path(folder, language).rglob("*.g722") if path.stat().st_size)
             for i, path in enumerate(tqdm(files, desc=language, disable=None)):
                 part = "speaker" if language == "fr" else "held_out" if i % 20 == 10 else "train"
-                write(path, out / part / language)
+                convert(path, out / part / language)
 
 
-def write(path: Path, folder: Path) -> None:
+def convert(path: Path, folder: Path) -> None:
+    """Decode a prompt and write it to `folder` as FLAC. Very short prompts are skipped."""
     with av.open(str(path), format="g722") as file:
         samples = np.concatenate([frame.to_ndarray()[0] for frame in file.decode(audio=0)])
-    if len(samples) < 0.3 * RATE:
+    if len(samples) < MIN_SECONDS * RATE:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    # Below "sounds/LANGUAGE_SPEAKER" the folders are part of the name.
+    # Folders below "sounds/LANGUAGE_SPEAKER" become part of the file name.
     name = "_".join(path.parts[path.parts.index("sounds") + 2 :])
     soundfile.write(folder / Path(name).with_suffix(".flac"), samples, RATE)
 
