@@ -1,4 +1,4 @@
-"""The parts of training: configuration, data, and steps compared with torch."""
+"""Training configuration, training data, and training steps compared with torch."""
 
 import dataclasses
 import functools
@@ -31,18 +31,18 @@ TRAIN_CONFIG = train_config.TrainConfig(
     steps=3,
     data=train_config.Data(inputs=("-",), batch=4),
     model=MODEL_CONFIG,
-    # Larger than the codec's own, so that three steps show what is wrong. (At 1e-3 a vector of the third batch comes to
-    # lie between two rows of a codebook: which of them is chosen, and so 1e-3 of the gradient, is up to rounding.)
+    # Larger than the default, so that errors show within three steps. (At 1e-3, a vector of the third batch is about
+    # equally near to two codebook rows. Rounding decides between them, which changes 1e-3 of the gradient.)
     optimizer=train_config.Optimizer(learning_rate=3e-4, lr_decay=0.9, max_grad_norm=10.0),
-    # Not the STFT's: the gradient of single bins' logarithms is as large as a bin is small, and those are rounding.
+    # Without the STFT loss: small bins, whose values are rounding errors, have large gradients of their logarithms.
     losses=train_config.Losses(waveform=1.0),
     ema_decay=0.5,
     discriminators=train_config.Discriminators(
         periods=(2, 5), fft_sizes=(512, 256), period_widths=(4, 8, 16), spectrum_width=4
     ),
 )
-# Where losses and layers are not what is tested: a program of few layers is compiled in half the time.
-PLAIN = dataclasses.replace(
+# For tests that do not depend on losses and layers. It has few layers, so it compiles in half the time.
+PLAIN_CONFIG = dataclasses.replace(
     TRAIN_CONFIG,
     model=dataclasses.replace(MODEL_CONFIG, encoder_rates=(4,), latent_dim=0, decoder_rates=(4,)),
     losses=train_config.Losses(mel=0.0, waveform=1.0),
@@ -53,83 +53,83 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 def batches(count: int) -> list[np.ndarray]:
-    """Of four stretches of speech and music each."""
+    """Return batches of four crops of speech and music."""
     clips = np.concatenate([recordings.clip(name, 16_000, 1.6)[0] for name in ("speech_7s.wav", "guit_em9.flac")])
     parts = clips[:, : 6 * SAMPLES].reshape(2, 6, SAMPLES).swapaxes(0, 1).reshape(-1, 4, 1, SAMPLES)
     return list(parts[:count])
 
 
 @functools.cache
-def compiled(config: train_config.TrainConfig, *, adversarial: bool) -> Any:
+def jitted_step(config: train_config.TrainConfig, *, adversarial: bool) -> Any:
     return jax.jit(functools.partial(train_step, config=config, adversarial=adversarial))
 
 
 def initial_state() -> TrainState:
-    assert PLAIN.model is not None
-    return init_state(small.model(PLAIN.model), PLAIN)
+    assert PLAIN_CONFIG.model is not None
+    return init_state(small.model(PLAIN_CONFIG.model), PLAIN_CONFIG)
 
 
 @pytest.mark.parametrize("adversarial", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_steps_cost_what_they_cost_in_torch(adversarial: bool) -> None:
-    """The losses of a step depend on all parameters after the steps before it, those of the discriminators too."""
+def test_losses_of_steps_match_torch(adversarial: bool) -> None:
+    """The losses of a step depend on all parameters after the previous steps, including the discriminators'."""
     model = small.model(MODEL_CONFIG)
     state = init_state(model, TRAIN_CONFIG)
     assert state.discriminator_state is not None
     networks = state.discriminator_state.networks if adversarial else None
-    theirs = torch_training.Trainer(model, networks, TRAIN_CONFIG)
-    take = compiled(TRAIN_CONFIG, adversarial=adversarial)
-    for number, batch in enumerate(batches(3)):
-        state, metrics = take(state, batch)
-        for name, expected in theirs.step(torch.tensor(batch)).items():
-            # Adam divides a gradient by its own size: float32's rounding moves parameters with next to none at all.
-            assert float(metrics[name]) == pytest.approx(expected, rel=1e-5 if number == 0 else 1e-3), (number, name)
+    torch_trainer = torch_training.Trainer(model, networks, TRAIN_CONFIG)
+    step = jitted_step(TRAIN_CONFIG, adversarial=adversarial)
+    for i, batch in enumerate(batches(3)):
+        state, metrics = step(state, batch)
+        for name, expected in torch_trainer.step(torch.tensor(batch)).items():
+            # Adam divides a gradient by its own size, so rounding errors move parameters whose gradient is almost 0.
+            assert float(metrics[name]) == pytest.approx(expected, rel=1e-5 if i == 0 else 1e-3), (i, name)
     assert int(state.step) == 3
 
 
 @pytest.mark.slow
-def test_devices_share_a_step() -> None:
-    """On four devices, each with a quarter of the batch, a step is that of one device."""
+def test_data_parallel_step() -> None:
+    """A step on four devices, each with a quarter of the batch, equals a step on one device."""
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
     (batch,) = batches(1)
     state = initial_state()
-    take = compiled(PLAIN, adversarial=True)
-    alone, expected = take(state, batch)
-    together, metrics = take(
+    step = jitted_step(PLAIN_CONFIG, adversarial=True)
+    expected_state, expected = step(state, batch)
+    parallel_state, metrics = step(
         jax.device_put(state, NamedSharding(mesh, PartitionSpec())),
         jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data"))),
     )
     for name, value in metrics.items():
         assert float(value) == pytest.approx(float(expected[name]), rel=1e-5), name  # sums in another order
-    for ours, theirs in zip(jax.tree.leaves(together.usage), jax.tree.leaves(alone.usage), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    for usage, expected_usage in zip(parallel_state.usage, expected_state.usage, strict=True):
+        np.testing.assert_allclose(usage, expected_usage, rtol=1e-6)
 
 
 @pytest.mark.slow
-def test_bfloat16_computes_in_it_and_keeps_float32() -> None:
+def test_bfloat16_keeps_float32_state() -> None:
     (batch,) = batches(1)
     state = initial_state()
-    _, expected = compiled(PLAIN, adversarial=True)(state, batch)
-    narrow = dataclasses.replace(PLAIN, dtype="bfloat16")
-    after, metrics = compiled(narrow, adversarial=True)(state, batch)
+    _, expected = jitted_step(PLAIN_CONFIG, adversarial=True)(state, batch)
+    config = dataclasses.replace(PLAIN_CONFIG, dtype="bfloat16")
+    after, metrics = jitted_step(config, adversarial=True)(state, batch)
     assert {leaf.dtype for leaf in jax.tree.leaves(after) if jnp.issubdtype(leaf.dtype, jnp.floating)} == {
         jnp.dtype("float32")
     }
-    # Eight bits of mantissa, 0.4 %, through a dozen layers; and not the same, or nothing was narrow.
+    # bfloat16 has a precision of 0.4 %, here through a dozen layers. Equal values would mean that it was not used.
     assert float(metrics["feature_matching"]) == pytest.approx(float(expected["feature_matching"]), rel=0.03)
     assert float(metrics["feature_matching"]) != float(expected["feature_matching"])
 
 
 @pytest.mark.slow
 def test_ema_and_usage() -> None:
-    """The moving average has a smaller decay at first. The usage of each codebook sums to its size."""
+    """The decay of the moving average increases over the first steps. The usage of a codebook sums to its size."""
     state = initial_state()
-    take = compiled(PLAIN, adversarial=False)
+    step = jitted_step(PLAIN_CONFIG, adversarial=False)
     expected = np.asarray(state.ema.encoder.conv_in.kernel[...])
-    for number, batch in enumerate(batches(3)):
-        state, _ = take(state, batch)
-        decay = min(PLAIN.ema_decay, (1 + number) / (10 + number))
-        now = np.asarray(merge(state.codec).encoder.conv_in.kernel[...])
-        expected = decay * expected + (1 - decay) * now
+    for i, batch in enumerate(batches(3)):
+        state, _ = step(state, batch)
+        decay = min(PLAIN_CONFIG.ema_decay, (1 + i) / (10 + i))
+        kernel = np.asarray(merge(state.codec).encoder.conv_in.kernel[...])
+        expected = decay * expected + (1 - decay) * kernel
         np.testing.assert_allclose(state.ema.encoder.conv_in.kernel[...], expected, rtol=1e-5, atol=1e-7)
         for usage in state.usage:
             assert float(usage.sum()) == pytest.approx(MODEL_CONFIG.codebook_size, rel=1e-4)
@@ -137,61 +137,64 @@ def test_ema_and_usage() -> None:
 
 @pytest.mark.slow
 def test_dead_codes_are_restarted() -> None:
-    """Rows that are never selected become vectors of the batch, in the codec and in its average. Others stay."""
-    config = dataclasses.replace(PLAIN, dead_code_threshold=0.5)
+    """Rarely selected rows are replaced in the codec and in its moving average. Other rows are not."""
+    config = dataclasses.replace(PLAIN_CONFIG, dead_code_threshold=0.5)
     (batch,) = batches(1)
     state = initial_state()
     rows = np.arange(MODEL_CONFIG.codebook_size) < 10
     state = state._replace(usage=tuple(jnp.where(rows, 0.0, 2.0) for _ in state.usage))
-    after, _ = compiled(config, adversarial=False)(state, batch)
-    kept, _ = compiled(PLAIN, adversarial=False)(state, batch)
-    for i, (ours, plain) in enumerate(
-        zip(after.codec.v.quantizer.quantizers, kept.codec.v.quantizer.quantizers, strict=True)
-    ):
-        changed = (ours.codebook[...] != plain.codebook[...]).any(axis=1)
-        # Of the ten, one may have been chosen in this step, and so often that it is alive again.
+    after, _ = jitted_step(config, adversarial=False)(state, batch)
+    without_restart, _ = jitted_step(PLAIN_CONFIG, adversarial=False)(state, batch)
+    levels, expected_levels = after.codec.v.quantizer.quantizers, without_restart.codec.v.quantizer.quantizers
+    for i, (level, expected_level) in enumerate(zip(levels, expected_levels, strict=True)):
+        changed = (level.codebook[...] != expected_level.codebook[...]).any(axis=1)
+        # Some of the first ten rows may have been selected so often in this step that they are not dead any more.
         assert not changed[10:].any()
         assert changed[:10].sum() >= 5
         ema = after.ema.quantizer.quantizers[i].codebook[...]
-        np.testing.assert_array_equal(ema[changed], ours.codebook[...][changed])
+        np.testing.assert_array_equal(ema[changed], level.codebook[...][changed])
         assert (after.usage[i][changed] == 1).all()
 
 
 @pytest.mark.slow
-def test_a_quantizer_that_fits() -> None:
-    """After fitting, each level reduces the residual and uses its rows. With random weights, it increases it."""
+def test_fit_quantizer() -> None:
+    """After fitting, each level reduces the residual and uses its rows. A random level increases the residual."""
     (batch,) = batches(1)
 
-    def left(model: snax.SNAC) -> list[float]:
+    def relative_residuals(model: snax.SNAC) -> list[float]:
         residual = latents = model.audio_to_latents(batch)
-        left = []
+        energies = []
         for level in model.quantizer.quantizers:
-            residual = residual - level(residual)[0]
-            left.append(float(jnp.square(residual).mean() / latents.var((0, 1)).mean()))
-        return left
+            residual = residual - level(residual).z_q
+            energies.append(float(jnp.square(residual).mean() / latents.var((0, 1)).mean()))
+        return energies
 
     model = snax.SNAC(dataclasses.replace(MODEL_CONFIG, codebook_size=256), rngs=nnx.Rngs(0))
     fitted = jax.jit(fit_quantizer)(model, batch)
-    assert left(model)[0] > 1
-    assert 1 > left(fitted)[0] > left(fitted)[1] > left(fitted)[2]
+    assert relative_residuals(model)[0] > 1
+    first, second, third = relative_residuals(fitted)
+    assert 1 > first > second > third
     latents = fitted.audio_to_latents(batch)
-    np.testing.assert_allclose(latents.mean((0, 1)), 0, atol=1e-4)  # float32, of a mean that was a thousand times this
+    np.testing.assert_allclose(latents.mean((0, 1)), 0, atol=1e-4)  # in float32: the mean was a thousand times this
     assert float(latents.std((0, 1)).mean()) == pytest.approx(1, abs=1e-4)
     for codes in fitted.encode(batch):
         assert len(np.unique(codes)) > 0.3 * min(256, codes.size)
 
 
-MISTAKES: dict[str, tuple[str, str]] = {
-    "no TOML": ("steps = = 3", "can't be read as TOML"),
-    "nothing": ("", "`steps` is missing"),
-    "unknown": ("steps = 3\nstep = 4\n[data]\ninputs = ['a']", "unknown: step; known are steps"),
-    "unknown in a table": ("steps = 3\n[data]\ninput = ['a']", "unknown: data.input; known are inputs"),
+INVALID_CONFIGS: dict[str, tuple[str, str]] = {
+    "not TOML": ("steps = = 3", "can't be read as TOML"),
+    "empty": ("", "`steps` is missing"),
+    "unknown field": ("steps = 3\nstep = 4\n[data]\ninputs = ['a']", "unknown: step; known are steps"),
+    "unknown field in a table": ("steps = 3\n[data]\ninput = ['a']", "unknown: data.input; known are inputs"),
     "no inputs": ("steps = 3\n[data]\ninputs = []", "`data.inputs` (=()) must be at least one"),
     "type": ("steps = '3'\n[data]\ninputs = ['a']", "`steps` (='3') must be int"),
     "bool": ("steps = true\n[data]\ninputs = ['a']", "`steps` (=True) must be int"),
     "not a table": ("steps = 3\ndata = 4", "`data` (=4) must be a table"),
-    "pair": ("steps = 3\n[data]\ninputs = ['a']\nrms_db = [1]", "`data.rms_db` (=[1]) must be a list of 2 float"),
-    "order": ("steps = 3\n[data]\ninputs = ['a']\nrms_db = [-10, -20]", "a lower and a higher level"),
+    "list length": (
+        "steps = 3\n[data]\ninputs = ['a']\nrms_db = [1]",
+        "`data.rms_db` (=[1]) must be a list of 2 float",
+    ),
+    "wrong order": ("steps = 3\n[data]\ninputs = ['a']\nrms_db = [-10, -20]", "a lower and a higher level"),
     "model": ("steps = 3\n[data]\ninputs = ['a']\n[model]\nencoder_dims = 3", "`model`: unknown fields"),
     "negative": ("steps = 3\n[data]\ninputs = ['a']\n[losses]\nmel = -1", "`losses.mel` (=-1.0) must be at least 0"),
     "infinite": (
@@ -202,18 +205,18 @@ MISTAKES: dict[str, tuple[str, str]] = {
         "steps = 3\n[data]\ninputs = ['a']\n[discriminators]\nfft_sizes = [510]",
         "`discriminators.fft_sizes` (=(510,)) must be positive multiples of 4",
     ),
-    "no period": (
+    "period of 0": (
         "steps = 3\n[data]\ninputs = ['a']\n[discriminators]\nperiods = [0]",
         "`discriminators.periods` (=(0,)) must be at least 1 each",
     ),
-    "nested": ("steps = " + "[" * 9999, "can't be read as TOML"),
+    "deeply nested": ("steps = " + "[" * 9999, "can't be read as TOML"),
     "dtype": ("steps = 3\ndtype = 'int8'\n[data]\ninputs = ['a']", "`dtype` (='int8') must be float32 or bfloat16"),
 }
 
 
-@pytest.mark.parametrize("name", MISTAKES)
+@pytest.mark.parametrize("name", INVALID_CONFIGS)
 def test_invalid_configs(name: str, tmp_path: Path) -> None:
-    content, message = MISTAKES[name]
+    content, message = INVALID_CONFIGS[name]
     path = tmp_path / "recipe.toml"
     path.write_text(content)
     with pytest.raises(train_config.ConfigError) as caught:
@@ -224,14 +227,14 @@ def test_invalid_configs(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
 def test_recipes(path: Path) -> None:
-    """They can be read; that of a published model has its architecture."""
+    """All recipes are valid. The recipe of a published model has its architecture."""
     recipe = train_config.read(path)
     assert recipe.model == PUBLISHED_CONFIGS.get(path.stem, recipe.model)
     assert (recipe.model is None) == (path.stem == "finetune")
 
 
-def wavs(folder: Path, seconds: list[float]) -> Path:
-    """Tones, each sample of which says of which clip it is: clip i has only values of about (i + 1) / 10."""
+def write_square_waves(folder: Path, seconds: list[float]) -> Path:
+    """Write clips whose samples identify them: clip i has only values of about (i + 1) / 10 and their negatives."""
     folder.mkdir(exist_ok=True)
     for i, length in enumerate(seconds):
         sign = np.sign(np.sin(np.arange(round(length * 16_000)) + 0.5))
@@ -240,14 +243,13 @@ def wavs(folder: Path, seconds: list[float]) -> Path:
 
 
 def test_crops(tmp_path: Path) -> None:
-    """Every stretch once an epoch, at the drawn RMS level, short clips padded with silence; a restored iterator gives
-    the same crops."""
-    inputs = (str(wavs(tmp_path / "in", [0.05, 0.3, 1.0])),)
-    stored = data.decode_corpus(inputs, 16_000, tmp_path / "store", 1)
-    assert stored.lengths.tolist() == [800, 4800, 16_000]
-    np.testing.assert_allclose(stored.levels, 0, atol=1e-3)  # a square wave is as loud as its peak
+    """An epoch has each stretch once. Levels are random, short clips are padded, and an iterator can be restored."""
+    inputs = (str(write_square_waves(tmp_path / "in", [0.05, 0.3, 1.0])),)
+    decoded = data.decode_corpus(inputs, 16_000, tmp_path / "store", 1)
+    assert decoded.lengths.tolist() == [800, 4800, 16_000]
+    np.testing.assert_allclose(decoded.levels, 0, atol=1e-3)  # the RMS of a square wave equals its peak
     data_config = train_config.Data(inputs=inputs, batch=4, rms_db=(-30.0, -20.0))
-    iterator = iter(data.crops(stored, 1600, data_config, seed=0))
+    iterator = iter(data.crops(decoded, 1600, data_config, seed=0))
     epoch = np.concatenate([next(iterator) for _ in range(7)])  # 2 epochs of 1 + 3 + 10 stretches
     assert epoch.shape == (28, 1, 1600)
     lengths = (epoch != 0).sum(axis=(1, 2))
@@ -257,27 +259,27 @@ def test_crops(tmp_path: Path) -> None:
     assert levels.max() < -19.99
     assert np.ptp(levels) > 5
 
-    place, following = iterator.get_state(), [next(iterator) for _ in range(3)]
-    again = iter(data.crops(stored, 1600, data_config, seed=0))
-    again.set_state(json.loads(json.dumps(place)))
-    for ours, theirs in zip(following, again, strict=False):
-        np.testing.assert_array_equal(ours, theirs)
-    other = next(iter(data.crops(stored, 1600, data_config, seed=1)))
-    assert not np.array_equal(other, epoch[:4])
+    state, expected = iterator.get_state(), [next(iterator) for _ in range(3)]
+    restored = iter(data.crops(decoded, 1600, data_config, seed=0))
+    restored.set_state(json.loads(json.dumps(state)))
+    for expected_batch, batch in zip(expected, restored, strict=False):
+        np.testing.assert_array_equal(batch, expected_batch)
+    other_seed = next(iter(data.crops(decoded, 1600, data_config, seed=1)))
+    assert not np.array_equal(other_seed, epoch[:4])
 
 
 def test_audio_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = [str(wavs(tmp_path / "in", [0.1, 0.2]))]
+    inputs = [str(write_square_waves(tmp_path / "in", [0.1, 0.2]))]
     first = data.decode_corpus(inputs, 16_000, tmp_path / "store", 1)
     monkeypatch.setattr(data, "DecoderPool", None)
-    again = data.decode_corpus(inputs, 16_000, tmp_path / "store", 1)
-    np.testing.assert_array_equal(first.samples, again.samples)
-    with pytest.raises(TypeError):  # other clips: it would be decoded anew
-        data.decode_corpus([str(wavs(tmp_path / "more", [0.1]))], 16_000, tmp_path / "store", 1)
+    second = data.decode_corpus(inputs, 16_000, tmp_path / "store", 1)
+    np.testing.assert_array_equal(first.samples, second.samples)
+    with pytest.raises(TypeError):  # other inputs are decoded, which calls the None above
+        data.decode_corpus([str(write_square_waves(tmp_path / "more", [0.1]))], 16_000, tmp_path / "store", 1)
 
 
-def test_clips_that_can_not_be_read(tmp_path: Path) -> None:
-    folder = wavs(tmp_path / "in", [0.1] * 12)
+def test_unreadable_clips(tmp_path: Path) -> None:
+    folder = write_square_waves(tmp_path / "in", [0.1] * 12)
     (folder / "bad.wav").write_bytes(b"RIFF")
     assert len(data.decode_corpus([str(folder)], 16_000, tmp_path / "store", 1).levels) == 12
     (folder / "worse.wav").write_bytes(b"RIFF")

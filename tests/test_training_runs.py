@@ -1,4 +1,4 @@
-"""Training runs: real processes that are really killed, and what becomes of what they leave."""
+"""Training runs in real processes, which are killed and resumed, and the use of their results."""
 
 import contextlib
 import dataclasses
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optax_mixes")]
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 
-# Of everything a little, and no spectra, which take most of a compilation.
+# Uses every feature of training except spectra, which take most of the compilation time.
 CONFIG = """
 steps = 12
 log_every = 2
@@ -63,7 +63,7 @@ fft_sizes = []
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that all workers have in common: what takes minutes is made by one of them."""
+    """Return a folder that all workers of pytest-xdist share, so that only one of them makes the slow fixtures."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "training_runs"
     folder.mkdir(exist_ok=True)
@@ -72,7 +72,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def config_path(shared: Path) -> Path:
-    """A configuration, and the audio that it names."""
+    """Write a configuration and its audio."""
     clips, path = shared / "config" / "clips", shared / "config" / "config.toml"
     with FileLock(shared / "config.lock"):
         if not path.exists():
@@ -86,7 +86,7 @@ def config_path(shared: Path) -> Path:
 
 
 def start(config_path: Path, out: Path) -> list[subprocess.Popen[str]]:
-    """Two processes of two devices each. What one run compiled the next may use."""
+    """Start a run of two processes with two devices each. All runs share a compilation cache."""
     line = [sys.executable, "-m", "snax.cli", "train", str(config_path), "-o", str(out)]
     return jobs.launch(line, 2, 2, JAX_COMPILATION_CACHE_DIR=str(config_path.parent / "compiled"))
 
@@ -95,56 +95,57 @@ def checkpoints(out: Path) -> list[int]:
     return sorted(int(path.name) for path in (out / "checkpoints").glob("*") if path.name.isdigit())
 
 
-def said(out: Path) -> list[dict[str, Any]]:
-    """The log but for speeds."""
+def read_log(out: Path) -> list[dict[str, Any]]:
+    """Return the records of the log without speeds."""
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "steps_per_second"} for line in lines]
 
 
 def run_killed_and_resumed(config_path: Path, out: Path) -> None:
-    """Kills every process after a checkpoint, and starts the run again."""
+    """Kill all processes of a run after a checkpoint, and resume the run."""
     running = start(config_path, out)
     while all(process.poll() is None for process in running) and not checkpoints(out):
         time.sleep(0.01)
     for process in running:
-        with contextlib.suppress(ProcessLookupError):  # it has ended by itself: what it said is shown below
+        with contextlib.suppress(ProcessLookupError):  # it has exited with an error, which the next assertion shows
             os.killpg(process.pid, signal.SIGKILL)
-    said = [process.communicate()[1] for process in running]
-    assert [process.returncode for process in running] == [-signal.SIGKILL] * 2, "\n".join(said)
-    assert checkpoints(out), "there was no checkpoint"
-    assert checkpoints(out)[-1] < 12, "was not killed in time"
+    errors = [process.communicate()[1] for process in running]
+    assert [process.returncode for process in running] == [-signal.SIGKILL] * 2, "\n".join(errors)
+    assert checkpoints(out), "the run was killed before its first checkpoint"
+    assert checkpoints(out)[-1] < 12, "the run was complete before it was killed"
     jobs.finish(start(config_path, out))
 
 
 @pytest.fixture(scope="module")
-def killed(config_path: Path, shared: Path) -> Path:
-    """A run of which every process was killed after a checkpoint, and that was then taken up again."""
-    out = shared / "killed"
-    with FileLock(shared / "killed.lock"):
+def resumed_run(config_path: Path, shared: Path) -> Path:
+    """Return the folder of a run that was killed after a checkpoint and resumed."""
+    out = shared / "resumed"
+    with FileLock(shared / "resumed.lock"):
         if not (out / "models" / "12").exists():
             run_killed_and_resumed(config_path, out)
     return out
 
 
-def test_a_killed_run_ends_with_the_same_parameters(config_path: Path, killed: Path, tmp_path: Path) -> None:
-    """Bit for bit those of a run that was left alone, with the same log but for speeds."""
-    undisturbed = tmp_path / "undisturbed"
-    jobs.finish(start(config_path, undisturbed))
-    ours, theirs = (snax.load(out / "models" / "12") for out in (killed, undisturbed))
-    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_array_equal(one, other)
-    lines = said(killed)
-    assert lines == said(undisturbed)
-    assert [line["step"] for line in lines if line["kind"] == "train"] == [2, 4, 6, 8, 10, 12]
-    assert [line["step"] for line in lines if line["kind"] == "held_out"] == [6, 12]
-    # The ninth step is the last without discriminators.
-    assert [("adversarial" in line) for line in lines if line["kind"] == "train"] == [False] * 4 + [True] * 2
-    assert checkpoints(killed) == [10, 12]
-    assert list((killed / "tensorboard").glob("events*"))
+def test_resumed_run_equals_uninterrupted_run(config_path: Path, resumed_run: Path, tmp_path: Path) -> None:
+    """Parameters are equal bit for bit, and the logs are equal except for speeds."""
+    uninterrupted = tmp_path / "uninterrupted"
+    jobs.finish(start(config_path, uninterrupted))
+    model, expected = (snax.load(out / "models" / "12") for out in (resumed_run, uninterrupted))
+    for parameter, expected_parameter in zip(jax.tree.leaves(model), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(parameter, expected_parameter)
+    records = read_log(resumed_run)
+    assert records == read_log(uninterrupted)
+    train_records = [record for record in records if record["kind"] == "train"]
+    assert [record["step"] for record in train_records] == [2, 4, 6, 8, 10, 12]
+    assert [record["step"] for record in records if record["kind"] == "held_out"] == [6, 12]
+    # The ninth step is the last one without discriminators.
+    assert [("adversarial" in record) for record in train_records] == [False] * 4 + [True] * 2
+    assert checkpoints(resumed_run) == [10, 12]
+    assert list((resumed_run / "tensorboard").glob("events*"))
 
 
-# The second process takes longer over its program than the first would wait for it in what they compute together.
-UNEQUAL = """
+# The second process compiles for longer than the deadline of collectives, after which the first would fail.
+UNEQUAL_COMPILATION = """
 import sys, time
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
@@ -158,40 +159,38 @@ def total(x):
     time.sleep(40 * jax.process_index())
     return x.sum()
 
-with signals.leaving_on_errors():
+with signals.exit_on_error():
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    divided = NamedSharding(mesh, PartitionSpec("data"))
-    x = jax.make_array_from_process_local_data(divided, np.ones(3, np.float32))
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    x = jax.make_array_from_process_local_data(sharding, np.ones(3, np.float32))
     program = jax.jit(total, out_shardings=NamedSharding(mesh, PartitionSpec()))
     assert run._compile(program, x)(x) == 6
 """
 
 
-def test_processes_wait_for_each_others_compilers() -> None:
-    jobs.finish(jobs.launch([sys.executable, "-c", UNEQUAL], 2, 1))
+def test_processes_wait_for_slow_compilation() -> None:
+    jobs.finish(jobs.launch([sys.executable, "-c", UNEQUAL_COMPILATION], 2, 1))
 
 
-def test_curves(killed: Path, tmp_path: Path) -> None:
-    line = [sys.executable, str(RECIPES / "curves.py"), str(killed / "log.jsonl"), str(tmp_path / "curves.png")]
+def test_curves(resumed_run: Path, tmp_path: Path) -> None:
+    line = [sys.executable, str(RECIPES / "curves.py"), str(resumed_run / "log.jsonl"), str(tmp_path / "curves.png")]
     subprocess.run(line, check=True)
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_trained_model_goes_to_torch(killed: Path, tmp_path: Path) -> None:
-    """The reference gives the same codes and the same audio with what training left."""
-    model = snax.load(killed / "models" / "12")
+def test_trained_model_converts_to_torch(resumed_run: Path, tmp_path: Path) -> None:
+    """The reference gives the same codes and the same audio with the trained weights."""
+    model = snax.load(resumed_run / "models" / "12")
     torch_files.write_folder(model, tmp_path / "torch")
-    theirs = snac.SNAC.from_pretrained(str(tmp_path / "torch"))
-    reference.assert_same(theirs.eval(), model, recordings.clip("speech_7s.wav", 16_000, 2))
+    torch_model = snac.SNAC.from_pretrained(str(tmp_path / "torch"))
+    reference.assert_same(torch_model.eval(), model, recordings.clip("speech_7s.wav", 16_000, 2))
 
 
-def test_other_settings_are_refused(config_path: Path, killed: Path, tmp_path: Path) -> None:
+def test_rejects_other_config_and_foreign_folder(config_path: Path, resumed_run: Path, tmp_path: Path) -> None:
     changed = tmp_path / "changed.toml"
     changed.write_text(config_path.read_text().replace("batch = 4", "batch = 8"))
-    with pytest.raises(
-        train_config.ConfigError, match="another configuration, which differs in data. Use a new output"
-    ):
-        run.train(train_config.read(changed), killed, None, 1)
+    with pytest.raises(train_config.ConfigError, match="another configuration, which differs in data"):
+        run.train(train_config.read(changed), resumed_run, None, 1)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").touch()
     with pytest.raises(train_config.ConfigError, match="is not empty and does not contain a run: it has mine.txt"):
@@ -202,34 +201,34 @@ def test_other_settings_are_refused(config_path: Path, killed: Path, tmp_path: P
             run.train(dataclasses.replace(config, model=model), tmp_path / str(source), source, 1)
 
 
-def test_a_model_that_can_not_be_had_takes_no_folder(config_path: Path, tmp_path: Path) -> None:
+def test_unknown_model_creates_no_folder(config_path: Path, tmp_path: Path) -> None:
     config = dataclasses.replace(train_config.read(config_path), model=None)
     with pytest.raises(ValueError, match="neither a published model"):
         run.train(config, tmp_path / "run", "no/such/model", 1)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_batch_that_devices_can_not_share(config_path: Path, tmp_path: Path) -> None:
+def test_rejects_indivisible_batch(config_path: Path, tmp_path: Path) -> None:
     config = train_config.read(config_path)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch=6))
     with pytest.raises(data.DataError, match=r"`data.batch` \(=6\) must be divisible by the number of devices \(=4\)"):
         run.train(config, tmp_path / "run", None, 1)
 
 
-def test_training_on(config_path: Path, killed: Path, tmp_path: Path) -> None:
-    """--from starts with the weights of a model. With a learning rate of almost 0 they stay."""
-    source = str(killed / "models" / "12")
+def test_init_from(config_path: Path, resumed_run: Path, tmp_path: Path) -> None:
+    """Training starts from the weights of the given model. With a learning rate of almost 0, they do not change."""
+    source = str(resumed_run / "models" / "12")
     config = train_config.read(config_path)
     optimizer = dataclasses.replace(config.optimizer, learning_rate=1e-30, weight_decay=0.0)
     config = dataclasses.replace(
         config, model=None, steps=2, eval_every=2, dead_code_threshold=0.0, optimizer=optimizer, discriminators=None
     )
-    last = run.train(config, tmp_path / "on", source, 1)
-    for ours, theirs in zip(jax.tree.leaves(snax.load(last)), jax.tree.leaves(snax.load(source)), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-8)  # split into magnitude and direction, and merged
+    trained = snax.load(run.train(config, tmp_path / "run", source, 1))
+    for parameter, expected in zip(jax.tree.leaves(trained), jax.tree.leaves(snax.load(source)), strict=True):
+        np.testing.assert_allclose(parameter, expected, rtol=1e-5, atol=1e-8)  # weight norm rounds
 
 
-def test_a_run_that_diverges_says_so(config_path: Path, tmp_path: Path) -> None:
+def test_divergence_is_an_error(config_path: Path, tmp_path: Path) -> None:
     config = train_config.read(config_path)
     optimizer = dataclasses.replace(config.optimizer, learning_rate=1e30)
     config = dataclasses.replace(config, optimizer=optimizer, discriminators=None)

@@ -1,4 +1,4 @@
-"""Training in torch, as the reference for tests and benchmarks."""
+"""The training step in torch, as the reference for tests and benchmarks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,10 +20,10 @@ Outputs = list[list[torch.Tensor]]
 
 
 def reference(model: snax.SNAC) -> snac.SNAC:
-    """The same model as the reference has it, with its weight norm."""
-    theirs = snac.SNAC(**model.config.to_dict())
-    theirs.load_state_dict({name: torch.tensor(array) for name, array in to_torch(model).items()})
-    return theirs
+    """Convert a model to the reference implementation, with weight norm."""
+    torch_model = snac.SNAC(**model.config.to_dict())
+    torch_model.load_state_dict({name: torch.tensor(array) for name, array in to_torch(model).items()})
+    return torch_model
 
 
 def magnitude(x: torch.Tensor, window_length: int) -> torch.Tensor:
@@ -39,7 +39,7 @@ def mel_loss(x: torch.Tensor, y: torch.Tensor, rate: int) -> torch.Tensor:
     loss = torch.zeros(())
     for window_length, bands in MEL_SCALES:
         filters = torch.tensor(mel_filters(rate, window_length, bands)).T
-        x_mel, y_mel = (filters @ magnitude(each, window_length) for each in (x, y))
+        x_mel, y_mel = (filters @ magnitude(audio, window_length) for audio in (x, y))
         loss = loss + functional.l1_loss(log(x_mel, 1), log(y_mel, 1))
     return loss
 
@@ -47,44 +47,45 @@ def mel_loss(x: torch.Tensor, y: torch.Tensor, rate: int) -> torch.Tensor:
 def stft_loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     loss = torch.zeros(())
     for window_length in STFT_WINDOWS:
-        ours, theirs = (magnitude(each, window_length) for each in (x, y))
-        loss = loss + functional.l1_loss(log(ours, 2), log(theirs, 2)) + functional.l1_loss(ours, theirs)
+        x_magnitude, y_magnitude = (magnitude(audio, window_length) for audio in (x, y))
+        loss = loss + functional.l1_loss(log(x_magnitude, 2), log(y_magnitude, 2))
+        loss = loss + functional.l1_loss(x_magnitude, y_magnitude)
     return loss
 
 
 def spectral_convergence_loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     loss = torch.zeros(())
     for window_length in STFT_WINDOWS:
-        ours, theirs = (magnitude(each, window_length) for each in (x, y))
-        distance, size = (torch.linalg.matrix_norm(each) for each in (ours - theirs, theirs))
-        loss = loss + (distance / size.clamp(1)).mean()
+        x_magnitude, y_magnitude = (magnitude(audio, window_length) for audio in (x, y))
+        distance = torch.linalg.matrix_norm(x_magnitude - y_magnitude)
+        loss = loss + (distance / torch.linalg.matrix_norm(y_magnitude).clamp(1)).mean()
     return loss
 
 
 def quantize(quantizer: Any, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Quantized latents, and the losses of commitment and codebook that the reference once had."""
+    """Return quantized latents, and the commitment and codebook losses of an earlier version of the reference."""
     residual, quantized = latents, torch.zeros_like(latents)
     commitment = codebook = torch.zeros(())
     for level in quantizer.quantizers:
-        added, codes = level(residual)
+        z_q, codes = level(residual)
         vectors = level.in_proj(functional.avg_pool1d(residual, level.stride, level.stride))
         rows = level.decode_code(codes)
         commitment = commitment + functional.mse_loss(vectors, rows.detach())
         codebook = codebook + functional.mse_loss(rows, vectors.detach())
-        quantized, residual = quantized + added, residual - added
+        quantized, residual = quantized + z_q, residual - z_q
     return quantized, commitment, codebook
 
 
-def conv(layer: nnx.Module, stride: tuple[int, int]) -> nn.Conv2d:
-    """The same layer in torch."""
-    height, width, ins, outs = layer.kernel.shape
-    theirs = nn.Conv2d(ins, outs, (height, width), stride, (height // 2, width // 2))
-    theirs.weight.data = torch.tensor(np.asarray(layer.kernel[...]).transpose(3, 2, 0, 1))
-    theirs.bias.data = torch.tensor(np.asarray(layer.bias[...]))
-    return theirs
+def to_conv2d(layer: nnx.Module, stride: tuple[int, int]) -> nn.Conv2d:
+    """Convert a convolution to torch."""
+    height, width, in_channels, out_channels = layer.kernel.shape
+    conv = nn.Conv2d(in_channels, out_channels, (height, width), stride, (height // 2, width // 2))
+    conv.weight.data = torch.tensor(np.asarray(layer.kernel[...]).transpose(3, 2, 0, 1))
+    conv.bias.data = torch.tensor(np.asarray(layer.bias[...]))
+    return conv
 
 
-def run(layers: Sequence[nn.Conv2d], x: torch.Tensor) -> list[torch.Tensor]:
+def apply_layers(layers: Sequence[nn.Conv2d], x: torch.Tensor) -> list[torch.Tensor]:
     outputs = []
     for layer in layers:
         x = functional.leaky_relu(layer(x), 0.1)
@@ -92,30 +93,32 @@ def run(layers: Sequence[nn.Conv2d], x: torch.Tensor) -> list[torch.Tensor]:
     return outputs
 
 
-class Period(nn.Module):
-    def __init__(self, ours: PeriodDiscriminator):
+class TorchPeriodDiscriminator(nn.Module):
+    def __init__(self, model: PeriodDiscriminator):
         super().__init__()
-        self.period = ours.period
-        strides = [(3, 1)] * (len(ours.layers) - 1) + [(1, 1)]
-        self.layers = nn.ModuleList(conv(layer, stride) for layer, stride in zip(ours.layers, strides, strict=True))
-        self.conv_post = conv(ours.conv_post, (1, 1))
+        self.period = model.period
+        strides = [(3, 1)] * (len(model.layers) - 1) + [(1, 1)]
+        self.layers = nn.ModuleList(
+            to_conv2d(layer, stride) for layer, stride in zip(model.layers, strides, strict=True)
+        )
+        self.conv_post = to_conv2d(model.conv_post, (1, 1))
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         x = functional.pad(x[:, None], (0, self.period - x.shape[1] % self.period), mode="reflect")
-        outputs = run(self.layers, x.unflatten(2, (-1, self.period)))
+        outputs = apply_layers(self.layers, x.unflatten(2, (-1, self.period)))
         return [*outputs, self.conv_post(outputs[-1])]
 
 
-class Spectrum(nn.Module):
-    def __init__(self, ours: SpectrumDiscriminator):
+class TorchSpectrumDiscriminator(nn.Module):
+    def __init__(self, model: SpectrumDiscriminator):
         super().__init__()
-        self.window_length = ours.window_length
+        self.window_length = model.window_length
         strides = [(1, 1), (1, 2), (1, 2), (1, 2), (1, 1)]
         self.bands = nn.ModuleList(
-            nn.ModuleList(conv(layer, stride) for layer, stride in zip(layers, strides, strict=True))
-            for layers in ours.bands
+            nn.ModuleList(to_conv2d(layer, stride) for layer, stride in zip(layers, strides, strict=True))
+            for layers in model.bands
         )
-        self.conv_post = conv(ours.conv_post, (1, 1))
+        self.conv_post = to_conv2d(model.conv_post, (1, 1))
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         hop = self.window_length // 4
@@ -126,7 +129,7 @@ class Spectrum(nn.Module):
         parts = torch.view_as_real(spectrum).permute(0, 3, 2, 1)
         bins = self.window_length // 2 + 1
         by_band = [
-            run(layers, parts[..., int(low * bins) : int(high * bins)])
+            apply_layers(layers, parts[..., int(low * bins) : int(high * bins)])
             for (low, high), layers in zip(BANDS, self.bands, strict=True)
         ]
         logits = self.conv_post(torch.cat([outputs[-1] for outputs in by_band], dim=-1))
@@ -134,15 +137,18 @@ class Spectrum(nn.Module):
 
 
 class TorchDiscriminators(nn.Module):
-    def __init__(self, ours: Discriminators):
+    def __init__(self, model: Discriminators):
         super().__init__()
-        kinds = {PeriodDiscriminator: Period, SpectrumDiscriminator: Spectrum}
-        self.all = nn.ModuleList(kinds[type(each)](each) for each in ours.all)
+        classes = {
+            PeriodDiscriminator: TorchPeriodDiscriminator,
+            SpectrumDiscriminator: TorchSpectrumDiscriminator,
+        }
+        self.all = nn.ModuleList(classes[type(discriminator)](discriminator) for discriminator in model.all)
 
     def forward(self, x: torch.Tensor) -> Outputs:
         x = x[:, 0] - x[:, 0].mean(dim=1, keepdim=True)
         x = 0.8 * x / (x.abs().max(dim=1, keepdim=True)[0] + 1e-9)
-        return [each(x) for each in self.all]
+        return [discriminator(x) for discriminator in self.all]
 
 
 def discriminator_loss(fake: Outputs, real: Outputs) -> torch.Tensor:
@@ -159,7 +165,7 @@ def feature_matching_loss(fake: Outputs, real: Outputs) -> torch.Tensor:
 
 
 class Trainer:
-    """The step of `snax.train.step` without noise and without replacement of codebook rows."""
+    """The training step of `snax.train.step`, without noise and without restarts of dead codes."""
 
     def __init__(self, model: snax.SNAC, discriminators: Discriminators | None, config: TrainConfig):
         self.model, self.config = reference(model), config
@@ -174,13 +180,13 @@ class Trainer:
         latents = self.model.encoder(audio)
         quantized, commitment, codebook = quantize(self.model.quantizer, latents)
         decoded = self.model.decoder(quantized)
-        parts = {"commitment": commitment, "codebook": codebook, "mel": mel_loss(decoded, audio, self.rate)}
+        terms = {"commitment": commitment, "codebook": codebook, "mel": mel_loss(decoded, audio, self.rate)}
         if weights.stft:
-            parts["stft"] = stft_loss(decoded, audio)
+            terms["stft"] = stft_loss(decoded, audio)
         if weights.spectral_convergence:
-            parts["spectral_convergence"] = spectral_convergence_loss(decoded, audio)
+            terms["spectral_convergence"] = spectral_convergence_loss(decoded, audio)
         if weights.waveform:
-            parts["waveform"] = functional.l1_loss(decoded, audio)
+            terms["waveform"] = functional.l1_loss(decoded, audio)
         if self.discriminators is not None:
             loss = discriminator_loss(self.discriminators(decoded.detach()), self.discriminators(audio))
             self.discriminator_optimizer.zero_grad()
@@ -189,14 +195,14 @@ class Trainer:
             self.discriminator_optimizer.step()
             self.discriminator_schedule.step()
             fake, real = self.discriminators(decoded), self.discriminators(audio)
-            parts |= {"adversarial": adversarial_loss(fake), "feature_matching": feature_matching_loss(fake, real)}
-        total = sum(getattr(weights, name) * part for name, part in parts.items())
+            terms |= {"adversarial": adversarial_loss(fake), "feature_matching": feature_matching_loss(fake, real)}
+        total = sum(getattr(weights, name) * term for name, term in terms.items())
         self.optimizer.zero_grad()
         total.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
         self.optimizer.step()
         self.schedule.step()
-        metrics = {name: part.item() for name, part in parts.items()} | {"loss": total.item(), "grad_norm": norm.item()}
+        metrics = {name: term.item() for name, term in terms.items()} | {"loss": total.item(), "grad_norm": norm.item()}
         return metrics if self.discriminators is None else metrics | {"loss_d": loss.item()}
 
     def _optimizer(self, module: nn.Module) -> tuple[torch.optim.Optimizer, Any]:
