@@ -1,9 +1,9 @@
-"""snax and the PyTorch reference on one NVIDIA GPU: `python -m benchmarks.gpu parity|speed`.
+"""Compare snax with the PyTorch reference on one NVIDIA GPU: `python -m benchmarks.gpu parity|speed`.
 
-`parity` runs the full-size parity tests on the GPU and counts the tokens that differ from the reference's in float64:
-for clips alone, in batches and in rows, and for each matmul precision. `speed` times snax, torch and torch.compile.
-Both write benchmarks/gpu.json. Weights are drawn, and scaled so that the model behaves like a trained one. Needs
-jax[cuda12], a torch with CUDA, snac, pytest and pytest-xdist.
+`parity` runs the full-size parity tests on the GPU. It also counts the tokens that differ from the reference's float64
+tokens: for clips alone, in batches and in packed rows, and for each matmul precision. `speed` times snax, torch and
+torch.compile. Both write benchmarks/gpu.json. Weights are random, scaled so that the model behaves like a trained one.
+Needs jax[cuda12], torch with CUDA, snac, pytest and pytest-xdist.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from tests.helpers.reference import numpy_state_dict, trained_like
 RESULTS = Path(__file__).parent / "gpu.json"
 NAMES = ("snac_24khz", "snac_32khz")
 CASES = {"1 s": (1, 1), "10 s": (1, 10), "60 s": (1, 60), "8 x 10 s": (8, 10), "64 x 10 s": (64, 10)}
-# Their names here and in JAX. All but the first round the factors of float32 products to fewer digits.
+# Short names of JAX's precisions. All but the first round the factors of float32 products to fewer digits.
 PRECISIONS = {
     "highest": "highest",
     "X6": "BF16_BF16_F32_X6",
@@ -47,24 +47,24 @@ PRECISIONS = {
     "TF32x3": "TF32_TF32_F32_X3",
     "TF32": "TF32_TF32_F32",
 }
-CLIPS, SECONDS, BATCH = 128, 10, 16  # whose tokens are counted: 105,000 at 24 kHz
+CLIPS, SECONDS, BATCH = 128, 10, 16  # of `parity`: 105,000 tokens at 24 kHz
 
-Codes = list[np.ndarray]  # for each level (clips, frames)
+Codes = list[np.ndarray]  # (clips, frames) for each level
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("block", choices=["parity", "speed"])
     block = parser.parse_args().block
-    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # torch needs memory too
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # leave memory for torch
     with tempfile.TemporaryDirectory() as folder:
         {"parity": parity, "speed": speed}[block](Path(folder))
 
 
 def save(block: str, result: Any) -> None:
-    everything = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    everything[block] = {"machine": machine()} | result
-    RESULTS.write_text(json.dumps(everything, indent=1) + "\n")
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results[block] = {"machine": machine()} | result
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 
 @functools.cache
@@ -96,14 +96,14 @@ def snax_model(folder: Path, name: str, precision: str = "highest") -> snax.SNAC
 
 
 def varied_clips(name: str) -> np.ndarray:
-    """Speech and music from random places at random loudness, (clips, 1, samples), of whole pad multiples."""
+    """Return speech and music from random positions with random gains, (clips, 1, samples) in whole pad multiples."""
     config, rng = PUBLISHED_CONFIGS[name], np.random.default_rng(0)
     files = ("speech_7s.wav", "speech_3s.wav", "guit_em9.flac", "loop_tabla.flac", "ambi_piano.flac")
     audio = np.concatenate([clip(file, config.sampling_rate, 60)[0, 0] for file in files])
     samples = SECONDS * config.sampling_rate // config.pad_multiple * config.pad_multiple
-    places, gains = rng.integers(len(audio), size=CLIPS), np.exp(rng.uniform(np.log(0.1), 0, CLIPS))
-    rolled = [gain * np.resize(np.roll(audio, -place), samples) for place, gain in zip(places, gains, strict=True)]
-    return np.stack(rolled)[:, None].astype(np.float32)
+    starts, gains = rng.integers(len(audio), size=CLIPS), np.exp(rng.uniform(np.log(0.1), 0, CLIPS))
+    clips = [gain * np.resize(np.roll(audio, -start), samples) for start, gain in zip(starts, gains, strict=True)]
+    return np.stack(clips)[:, None].astype(np.float32)
 
 
 def speech(name: str, case: str) -> np.ndarray:
@@ -127,8 +127,8 @@ def parity(folder: Path) -> None:
     with ThreadPoolExecutor() as pool:
         tests = pool.submit(run_tests)
         for name in NAMES:
-            exact = pool.submit(in_process, exact_in_torch, folder, name)
-            processes = [pool.submit(in_process, ways, folder, name) for _ in range(2)]
+            exact = pool.submit(in_process, torch_tokens, folder, name)
+            processes = [pool.submit(in_process, snax_tokens, folder, name) for _ in range(2)]
             result["models"][name] = compare(name, *exact.result(), *(process.result() for process in processes))
             print(json.dumps(result["models"][name], indent=1), flush=True)
             save("parity", result)
@@ -141,22 +141,22 @@ def parity(folder: Path) -> None:
 
 
 def run_tests() -> str:
-    """Run the full-size parity tests on the GPU. Returns the last line of pytest's output."""
+    """Run the full-size parity tests on the GPU and return the last line of pytest's output."""
     command = [sys.executable, "-m", "pytest", "-n", "6", "--dist", "worksteal", "-q", "-W", "default"]
     command += ["tests/test_published.py", "-m", "not pretrained", "-k", "snac_24khz or snac_32khz"]
-    found = subprocess.run(command, capture_output=True, text=True)
-    print(found.stdout[-3000:], flush=True)
-    return found.stdout.strip().splitlines()[-1]
+    output = subprocess.run(command, capture_output=True, text=True).stdout
+    print(output[-3000:], flush=True)
+    return output.strip().splitlines()[-1]
 
 
 def in_process(function: Callable[..., Any], *args: Any) -> Any:
-    """Call `function` in a process of its own, so that its GPU memory is free afterwards."""
+    """Call `function` in a process of its own, which frees its GPU memory afterwards."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, args)
 
 
-def exact_in_torch(folder: Path, name: str) -> tuple[Codes, dict[str, Any]]:
-    """The reference's tokens in float64; and how its float32 differs from them, with TF32 off and on."""
+def torch_tokens(folder: Path, name: str) -> tuple[Codes, dict[str, Any]]:
+    """Return the reference's tokens in float64, and the errors of its float32 results with TF32 off and on."""
     model, clips = torch_model(folder, name).cuda(), torch.from_numpy(varied_clips(name)).cuda()
 
     def encode() -> tuple[Codes, torch.Tensor]:
@@ -166,36 +166,36 @@ def exact_in_torch(folder: Path, name: str) -> tuple[Codes, dict[str, Any]]:
             codes.append([level.cpu() for level in model.quantizer(latents[-1])[1]])
         return join(codes), torch.cat(latents)
 
-    found = {}
+    results = {}
     with torch.inference_mode():
         for tf32 in (False, True):
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
-            found["torch, TF32" if tf32 else "torch"] = encode()
+            results["torch, TF32" if tf32 else "torch"] = encode()
         model.double()
-        exact, latents = encode()
-    np.save(folder / f"{name}_latents.npy", latents.cpu().numpy())
+        exact, exact_latents = encode()
+    np.save(folder / f"{name}_latents.npy", exact_latents.cpu().numpy())
     return exact, {
-        system: {"differ": differing(codes, exact), "latents": relative(theirs, latents)}
-        for system, (codes, theirs) in found.items()
+        system: {"differ": count_differences(codes, exact), "latents": relative_error(latents, exact_latents)}
+        for system, (codes, latents) in results.items()
     }
 
 
-def relative(latents: torch.Tensor, exact: torch.Tensor) -> float:
-    """The largest difference over the RMS."""
+def relative_error(latents: torch.Tensor, exact: torch.Tensor) -> float:
+    """Return the largest difference over the RMS."""
     return ((latents - exact).abs().max() / exact.square().mean().sqrt()).item()
 
 
-def ways(folder: Path, name: str) -> dict[str, Codes]:
-    """The tokens of the same clips alone, in batches and in packed rows."""
+def snax_tokens(folder: Path, name: str) -> dict[str, Codes]:
+    """Return the tokens of the same clips encoded alone, in batches and in packed rows."""
     model, clips = snax_model(folder, name), varied_clips(name)
-    found = {
+    results = {
         "alone": join([model.encode(audio[None]) for audio in clips]),
         f"in batches of {BATCH}": join([model.encode(batch) for batch in np.split(clips, CLIPS // BATCH)]),
     }
     for rows in (1, 8):
         encoded = snax.encode_many(model, clips[:, 0], rows=rows)
-        found[f"in rows, {rows} at a time"] = join([[level[None] for level in each.codes] for each in encoded])
-    return found
+        results[f"in rows, {rows} at a time"] = join([[level[None] for level in result.codes] for result in encoded])
+    return results
 
 
 def compare(
@@ -203,39 +203,39 @@ def compare(
 ) -> dict[str, Any]:
     tokens = sum(level.size for level in exact)
     result = {"tokens": tokens, "differ from float64": {}, "differ from the other process": {}}
-    for system, found in reference.items():
-        result["differ from float64"][system] = found["differ"]
-    for way, codes in first.items():
-        result["differ from float64"][f"snax, {way}"] = differing(codes, exact)
-        result["differ from the other process"][way] = differing(codes, second[way])
-    result["differ between ways"] = max(differing(codes, first["alone"]) for codes in first.values())
-    result["latents off float64"] = {system: found["latents"] for system, found in reference.items()}
+    for system, errors in reference.items():
+        result["differ from float64"][system] = errors["differ"]
+    for mode, codes in first.items():
+        result["differ from float64"][f"snax, {mode}"] = count_differences(codes, exact)
+        result["differ from the other process"][mode] = count_differences(codes, second[mode])
+    result["differ between ways"] = max(count_differences(codes, first["alone"]) for codes in first.values())
+    result["latents off float64"] = {system: errors["latents"] for system, errors in reference.items()}
     return result
 
 
-def differing(ours: Codes, theirs: Codes) -> list[int]:
-    """How many tokens are not the same, for each level."""
-    return [int((a != b).sum()) for a, b in zip(ours, theirs, strict=True)]
+def count_differences(codes: Codes, expected: Codes) -> list[int]:
+    """Return the number of tokens that differ, for each level."""
+    return [int((a != b).sum()) for a, b in zip(codes, expected, strict=True)]
 
 
 def precisions(folder: Path, name: str) -> dict[str, Any]:
-    """For each precision: tokens that differ from "highest", the latents' error, and the speed of encoding a batch."""
-    clips, latents = varied_clips(name), torch.from_numpy(np.load(folder / f"{name}_latents.npy"))
+    """Return for each precision the tokens that differ from "highest", the latents' error and the encoding speed."""
+    clips, exact_latents = varied_clips(name), torch.from_numpy(np.load(folder / f"{name}_latents.npy"))
     batches = [jax.device_put(batch) for batch in np.split(clips, CLIPS // BATCH)]
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     highest: Codes = []
     for label, precision in PRECISIONS.items():
         model = snax_model(folder, name, precision)
-        ours = [model.audio_to_latents(batch) for batch in batches]
-        codes = join([model.quantize(each)[1] for each in ours])
+        latents = [model.audio_to_latents(batch) for batch in batches]
+        codes = join([model.quantize(batch)[1] for batch in latents])
         highest = highest or codes
         encode = functools.partial(model.audio_to_latents, batches[0])
-        found[label] = {
-            "differ": differing(codes, highest),
-            "latents": relative(torch.from_numpy(np.concatenate(ours).swapaxes(1, 2)), latents),
-            "x real time": BATCH * SECONDS / turn(lambda encode=encode: jax.block_until_ready(encode())),
+        result[label] = {
+            "differ": count_differences(codes, highest),
+            "latents": relative_error(torch.from_numpy(np.concatenate(latents).swapaxes(1, 2)), exact_latents),
+            "x real time": BATCH * SECONDS / median_seconds(lambda encode=encode: jax.block_until_ready(encode())),
         }
-    return found
+    return result
 
 
 # Speed.
@@ -250,12 +250,13 @@ def speed(folder: Path) -> None:
 
 
 def compile_in_torch(stack: contextlib.ExitStack, folder: Path) -> tuple[dict[Any, Connection], dict[Any, Any]]:
-    """One process per model and case, all compiling at once. Returns the processes and their compile seconds."""
-    each = [(name, case) for name in NAMES for case in CASES]
-    compiled = {one: stack.enter_context(worker(serve_torch, folder, True)) for one in each}
-    with ThreadPoolExecutor(len(each)) as pool:
-        first = dict(zip(each, pool.map(lambda one: ask(compiled[one], "prepare", *one), each), strict=True))
-    return compiled, {one: found["first calls"] for one, found in first.items()}
+    """Start one process per model and case, all compiling at once. Returns the processes and their compile seconds."""
+    pairs = [(name, case) for name in NAMES for case in CASES]
+    compiled = {pair: stack.enter_context(worker(serve_torch, folder, True)) for pair in pairs}
+    with ThreadPoolExecutor(len(pairs)) as pool:
+        results = pool.map(lambda pair: ask(compiled[pair], "prepare", *pair), pairs)
+        seconds = {pair: result["first calls"] for pair, result in zip(pairs, results, strict=True)}
+    return compiled, seconds
 
 
 def time_all(
@@ -264,10 +265,10 @@ def time_all(
     eager = stack.enter_context(worker(serve_torch, folder, False))
     result: dict[str, Any] = {"float32 TFLOP/s of a matrix product": ask(eager, "ceiling"), "rows": []}
     for name in NAMES:
-        ours = stack.enter_context(worker(serve_snax, folder))
+        snax_worker = stack.enter_context(worker(serve_snax, folder))
         for case in CASES:
             row = {"model": name, "case": case, "flop": ask(eager, "flop", name, case)}
-            row["snax"] = timed(ours, name, case)
+            row["snax"] = timed(snax_worker, name, case)
             row["torch"] = timed(eager, name, case)
             row["torch, TF32"] = timed(eager, name, case, "tf32")
             row["torch.compile"] = timed(compiled[name, case], name, case) | {"first calls": seconds[name, case]}
@@ -279,16 +280,16 @@ def time_all(
 def table_row(row: dict[str, Any]) -> str:
     cells = [f"{row['model']}  {row['case']:>9}"]
     for system in ("snax", "torch", "torch, TF32", "torch.compile"):
-        found = row[system]
-        cells.append(f"{system} {found['encode']:6.0f} {found['decode']:6.0f} ({sum(found['first calls']):.1f} s)")
+        result = row[system]
+        cells.append(f"{system} {result['encode']:6.0f} {result['decode']:6.0f} ({sum(result['first calls']):.1f} s)")
     return "   ".join(cells)
 
 
 def timed(pipe: Connection, name: str, case: str, *flags: str) -> dict[str, Any]:
-    """Multiples of real time."""
+    """Return the worker's result with speeds as multiples of real time."""
     batch, seconds = CASES[case]
-    found = ask(pipe, "time", name, case, *flags)
-    return found | {what: batch * seconds / found[what] for what in ("encode", "decode")}
+    result = ask(pipe, "time", name, case, *flags)
+    return result | {operation: batch * seconds / result[operation] for operation in ("encode", "decode")}
 
 
 def serve_snax(pipe: Connection, folder: Path) -> None:
@@ -305,11 +306,11 @@ def serve_snax(pipe: Connection, folder: Path) -> None:
             between = time.perf_counter()
             decode = functools.partial(models[name].decode, codes, key=key)
             jax.block_until_ready(decode())
-            found = {"first calls": [between - before, time.perf_counter() - between]}
-            for what, run in (("encode", encode), ("decode", decode)):
-                found[what] = turn(lambda run=run: jax.block_until_ready(run()))
-            found["peak GiB"] = jax.devices()[0].memory_stats()["peak_bytes_in_use"] / 2**30
-            pipe.send(found)
+            result = {"first calls": [between - before, time.perf_counter() - between]}
+            for operation, run in (("encode", encode), ("decode", decode)):
+                result[operation] = median_seconds(lambda run=run: jax.block_until_ready(run()))
+            result["peak GiB"] = jax.devices()[0].memory_stats()["peak_bytes_in_use"] / 2**30
+            pipe.send(result)
 
 
 def serve_torch(pipe: Connection, folder: Path, compiled: bool) -> None:
@@ -317,66 +318,66 @@ def serve_torch(pipe: Connection, folder: Path, compiled: bool) -> None:
     cache: dict[Any, Any] = {}
     with contextlib.suppress(EOFError), torch.inference_mode():
         while True:
-            what, *rest = pipe.recv()
-            if what == "ceiling":
-                pipe.send(ceiling())
+            request, *arguments = pipe.recv()
+            if request == "ceiling":
+                pipe.send(matmul_tflops())
                 continue
-            name, case, *flags = rest
+            name, case, *flags = arguments
             if name not in cache:
                 cache[name] = torch_model(folder, name).cuda()
             model = cache[name]
             audio = torch.from_numpy(speech(name, case)).cuda()
-            if what == "flop":
+            if request == "flop":
                 pipe.send(flop(model, audio))
                 continue
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = "tf32" in flags
             encode, decode = Encode(model), Decode(model)
             if compiled:
                 if (name, case) not in cache:
-                    cache[name, case] = [torch.compile(each, dynamic=False) for each in (encode, decode)]
+                    cache[name, case] = [torch.compile(module, dynamic=False) for module in (encode, decode)]
                 encode, decode = cache[name, case]
             torch.cuda.reset_peak_memory_stats()
             before = time.perf_counter()
             codes = synchronized(encode(audio))
             between = time.perf_counter()
             synchronized(decode(*codes))
-            found = {"first calls": [between - before, time.perf_counter() - between]}
-            if what == "time":
-                found["encode"] = turn(lambda encode=encode, audio=audio: synchronized(encode(audio)))
-                found["decode"] = turn(lambda decode=decode, codes=codes: synchronized(decode(*codes)))
-            found["peak GiB"] = torch.cuda.max_memory_allocated() / 2**30
+            result = {"first calls": [between - before, time.perf_counter() - between]}
+            if request == "time":
+                result["encode"] = median_seconds(lambda encode=encode, audio=audio: synchronized(encode(audio)))
+                result["decode"] = median_seconds(lambda decode=decode, codes=codes: synchronized(decode(*codes)))
+            result["peak GiB"] = torch.cuda.max_memory_allocated() / 2**30
             del audio, codes
             torch.cuda.empty_cache()
-            pipe.send(found)
+            pipe.send(result)
 
 
-def ceiling() -> float:
-    """TFLOP/s of a large float32 product."""
+def matmul_tflops() -> float:
+    """Return TFLOP/s of a large float32 product."""
     size = 8192
     a, b = (torch.randn(size, size, device="cuda") for _ in range(2))
-    return 2 * size**3 / turn(lambda: synchronized(a @ b)) / 1e12
+    return 2 * size**3 / median_seconds(lambda: synchronized(a @ b)) / 1e12
 
 
 def flop(model: snac.SNAC, audio: torch.Tensor) -> dict[str, float]:
-    """Floating-point operations of the reference's convolutions and linear layers."""
-    counted = 0
+    """Count the floating-point operations of the reference's convolutions and linear layers."""
+    total = 0
 
     def count(module: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
-        nonlocal counted
+        nonlocal total
         if isinstance(module, torch.nn.ConvTranspose1d):
-            counted += 2 * inputs[0].numel() * module.out_channels // module.groups * module.kernel_size[0]
+            total += 2 * inputs[0].numel() * module.out_channels // module.groups * module.kernel_size[0]
         elif isinstance(module, torch.nn.Conv1d):
-            counted += 2 * output.numel() * module.in_channels // module.groups * module.kernel_size[0]
+            total += 2 * output.numel() * module.in_channels // module.groups * module.kernel_size[0]
         elif isinstance(module, torch.nn.Linear):
-            counted += 2 * output.numel() * module.in_features
+            total += 2 * output.numel() * module.in_features
 
     hooks = [module.register_forward_hook(count) for module in model.modules()]
     codes = Encode(model)(audio)
-    encode, counted = counted, 0
+    encode, total = total, 0
     Decode(model)(*codes)
     for hook in hooks:
         hook.remove()
-    return {"encode": encode, "decode": counted}
+    return {"encode": encode, "decode": total}
 
 
 def synchronized(result: Any) -> Any:
@@ -384,8 +385,8 @@ def synchronized(result: Any) -> Any:
     return result
 
 
-def turn(run: Callable[[], Any]) -> float:
-    """The median of at least four runs and 0.3 seconds', after one to warm up."""
+def median_seconds(run: Callable[[], Any]) -> float:
+    """Return the median time of at least four runs and at least 0.3 s, after one warm-up run."""
     run()
     times: list[float] = []
     while sum(times) < 0.3 or len(times) < 4:

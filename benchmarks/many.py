@@ -1,8 +1,12 @@
-"""Many clips, and long ones: `python -m benchmarks.many`.
+"""Packed rows for clips of mixed lengths and for long clips: `python -m benchmarks.many`.
 
-How much of what is computed is asked for; the speed of a corpus beside the reference clip by clip; and the memory and
-speed of an hour of real audio beside those of a minute and of ten seconds, each in a process of its own. snac_24khz
-architecture, float32; with `--hour 44`, one clip of an hour with the 44 kHz architecture instead, some 20 minutes.
+Measures:
+- packing efficiency, in rows and in batches padded to the longest clip;
+- the throughput of `encode_many` on a corpus, and of the reference clip by clip;
+- speed and memory for ten seconds, a minute and an hour of real audio, each in a process of its own.
+
+snac_24khz architecture, float32. With `--hour 44`, only one clip of an hour with the 44 kHz architecture, which takes
+about 20 minutes.
 """
 
 import argparse
@@ -21,62 +25,62 @@ from flax import nnx
 
 import snax
 from snax.codec.config import PUBLISHED_CONFIGS
-from snax.inference.packing import computed_blocks
+from snax.inference.packing import computed_units
 from tests.helpers.recordings import DATA, clip
 
-ROWS_OF_A_BATCH = 32  # clips that a padded batch has
+BATCH = 32  # clips in a padded batch
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hour", choices=["24", "44"], default="24")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.measure:
-        name, seconds = arguments.measure
+    args = parser.parse_args()
+    if args.measure:
+        name, seconds = args.measure
         print(json.dumps(measure(name, int(seconds))))
-    elif arguments.hour == "44":
+    elif args.hour == "44":
         report("snac_44khz", 3600)
     else:
         efficiency()
         throughput()
-        once()
+        single_clip()
         for seconds in (10, 60, 3600):
             report("snac_24khz", seconds)
 
 
 def read_speech_lengths(count: int) -> np.ndarray:
-    """Seconds of clips as a read-speech corpus has them: 2 to 15, any as often."""
+    """Return clip lengths in seconds like those of read speech: uniform between 2 and 15."""
     return np.random.default_rng(0).uniform(2, 15, count)
 
 
 def efficiency() -> None:
-    """Frames of clips over frames computed, in packed rows and in batches padded to the longest."""
+    """Print the share of computed frames that belong to clips, for packed rows and for padded batches."""
     seconds = read_speech_lengths(10_000)
     for name, config in PUBLISHED_CONFIGS.items():
         units = np.ceil(seconds * config.sampling_rate / config.pad_multiple).astype(int)
-        computed = computed_blocks(snax.SNAC(config, rngs=None), units.tolist())
-        padded = sum(len(batch) * batch.max() for batch in np.array_split(units, len(units) // ROWS_OF_A_BATCH))
-        print(f"{name}: {units.sum() / computed:.1%} of the frames computed in packed rows are clips', ", end="")
-        print(f"{units.sum() / padded:.1%} in batches of {ROWS_OF_A_BATCH} padded to the longest")
+        packed = computed_units(snax.SNAC(config, rngs=None), units.tolist())
+        padded = sum(len(batch) * batch.max() for batch in np.array_split(units, len(units) // BATCH))
+        print(f"{name}, packing efficiency: {units.sum() / packed:.1%} in packed rows, ", end="")
+        print(f"{units.sum() / padded:.1%} in batches of {BATCH} padded to the longest clip")
 
 
 def real_audio(rate: int) -> np.ndarray:
-    """The bundled clips end to end, some 20 s of speech and music."""
+    """Return the bundled clips end to end, about 20 s of speech and music."""
     names = sorted(path.name for path in DATA.iterdir() if path.suffix in (".wav", ".flac"))
     return np.concatenate([clip(name, rate, 10)[0, 0] for name in names])
 
 
 def clips(rate: int, seconds: float) -> Iterator[np.ndarray]:
-    """Real audio of `seconds` in all, in clips of a read-speech corpus' lengths."""
-    audio, at = np.tile(real_audio(rate), 2), 0.0
+    """Yield clips of real audio with the lengths of read speech, `seconds` in total."""
+    audio, total = np.tile(real_audio(rate), 2), 0.0
     for i, length in enumerate(read_speech_lengths(10_000)):
-        length = min(length, seconds - at)
+        length = min(length, seconds - total)
         if length <= 0:
             return
-        begin = 997 * i % (len(audio) // 2)
-        yield audio[begin : begin + round(length * rate)]
-        at += length
+        start = 997 * i % (len(audio) // 2)
+        yield audio[start : start + round(length * rate)]
+        total += length
 
 
 def throughput() -> None:
@@ -88,42 +92,44 @@ def throughput() -> None:
     start = time.perf_counter()
     for _ in snax.encode_many(model, corpus):
         pass
-    ours = 300 / (time.perf_counter() - start)
+    snax_speed = 300 / (time.perf_counter() - start)
     start = time.perf_counter()
     with torch.inference_mode():
         for audio in corpus:
             reference.encode(torch.from_numpy(audio)[None, None])
-    theirs = 300 / (time.perf_counter() - start)
-    print(f"{len(corpus)} clips, 300 s: encode_many {ours:.1f} x real time, torch clip by clip {theirs:.1f} x")
+    torch_speed = 300 / (time.perf_counter() - start)
+    print(f"{len(corpus)} clips, 300 s: encode_many {snax_speed:.1f} x real time, ", end="")
+    print(f"torch clip by clip {torch_speed:.1f} x")
 
 
-def once() -> None:
-    """`encode` and `decode` of ten seconds in one piece, what `report` is to be compared with."""
+def single_clip() -> None:
+    """Print the speed of `encode` and `decode` for one clip of ten seconds, as a baseline for `report`."""
     config = PUBLISHED_CONFIGS["snac_24khz"]
     model = snax.SNAC(config, rngs=nnx.Rngs(0))
     audio = next(clips(config.sampling_rate, 1000))
     audio = np.resize(audio, 10 * config.sampling_rate)[None, None]
     codes = model.encode(audio)
-    for what, run in (("encode", lambda: model.encode(audio)), ("decode", lambda: model.decode(codes))):
+    for name, run in (("encode", lambda: model.encode(audio)), ("decode", lambda: model.decode(codes))):
         times = []
         for _ in range(10):
             start = time.perf_counter()
             jax.block_until_ready(run())
             times.append(time.perf_counter() - start)
-        print(f"{what} of one clip of 10 s: {10 / np.median(times[1:]):.1f} x real time")
+        print(f"{name}, one clip of 10 s: {10 / np.median(times[1:]):.1f} x real time")
 
 
 def report(name: str, seconds: int) -> None:
+    """Print the result of `measure` in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.many", "--measure", name, str(seconds)]
-    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     print(
-        f"{name}, {seconds:4} s: encode_many {found['encode']:.1f} x real time, decode_many {found['decode']:.1f} x; "
-        f"at most {found['megabytes']:.0f} MB in memory"
+        f"{name}, {seconds:4} s: encode_many {result['encode']:.1f} x real time, "
+        f"decode_many {result['decode']:.1f} x, peak memory {result['megabytes']:.0f} MB"
     )
 
 
 def measure(name: str, seconds: int) -> dict[str, float]:
-    """Multiples of real time and the peak of memory, compilation not timed."""
+    """Return the speeds as multiples of real time, without compilation, and the peak memory in MB."""
     config = PUBLISHED_CONFIGS[name]
     model = snax.SNAC(config, rngs=nnx.Rngs(0))
     rate = config.sampling_rate
@@ -135,11 +141,11 @@ def measure(name: str, seconds: int) -> dict[str, float]:
     samples = sum(len(audio) for audio in snax.decode_many(model, encoded))
     end = time.perf_counter()
     assert samples == sum(clip.samples for clip in encoded)
-    return {"encode": seconds / (between - start), "decode": seconds / (end - between), "megabytes": peak()}
+    return {"encode": seconds / (between - start), "decode": seconds / (end - between), "megabytes": peak_memory()}
 
 
-def peak() -> float:
-    """MB that this process had in memory at most, as Linux says; `getrusage` would begin with its parent's."""
+def peak_memory() -> float:
+    """Return this process's peak memory in MB. (On Linux, `getrusage` starts from the peak of the parent process.)"""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 1000
 

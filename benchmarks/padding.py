@@ -1,7 +1,8 @@
-"""Why padding changes tokens, as a picture: `python -m benchmarks.padding` draws docs/padding.png.
+"""Draw docs/padding.png, which shows how padding changes tokens: `python -m benchmarks.padding`.
 
-Two seconds of speech alone, and in a batch with a longer clip: padded with zeros, and with `padding_mask`. snac_24khz
-architecture; the weights are drawn and scaled so that the model behaves like a trained one.
+Compares two seconds of speech encoded alone with the same clip padded as in a batch with a longer clip: with zeros
+only, and with `padding_mask`. snac_24khz architecture with random weights, scaled so that the model behaves like a
+trained one.
 """
 
 from pathlib import Path
@@ -15,7 +16,7 @@ from tests.helpers.reference import converted, trained_like
 
 CONFIG = PUBLISHED_CONFIGS["snac_24khz"]
 SECONDS, PADDING = 20 * CONFIG.pad_multiple / CONFIG.sampling_rate, 10 * CONFIG.pad_multiple
-LAST = 40  # latent frames that are shown, the last of the clip
+SHOWN_FRAMES = 40  # latent frames at the end of the clip
 
 
 def main() -> None:
@@ -25,34 +26,32 @@ def main() -> None:
     frames = alone.shape[-1] // CONFIG.hop_length
     padded = np.pad(alone, ((0, 0), (0, 0), (0, PADDING)))
     padding_mask = np.arange(padded.shape[-1] // CONFIG.hop_length)[None] < frames
-    latents, codes = model.audio_to_latents(alone)[0], model.encode(alone)
+    expected_latents, expected_codes = model.audio_to_latents(alone)[0], model.encode(alone)
 
     figure, grid = plt.subplots(3, 2, figsize=(12, 6), layout="constrained", sharex=True, height_ratios=[2, 2, 3])
     time = np.arange(frames)
-    for column, (name, mask) in enumerate(
-        (("padded with zeros", None), ("the same with `padding_mask`", padding_mask))
-    ):
-        ours = model.audio_to_latents(padded, padding_mask=mask)[0, :frames]
-        ours_codes = [level[0] for level in model.encode(padded, padding_mask=mask)]
-        above, middle, below = grid[:, column]
-        above.set_title(name)
-        above.plot(np.arange(alone.shape[-1]) / CONFIG.hop_length, alone[0, 0], linewidth=0.5)
-        above.axvline(frames, color="gray", linestyle=":")
-        off = np.linalg.norm(ours - latents, axis=1) / np.linalg.norm(latents, axis=1).mean()
-        middle.semilogy(time + 0.5, np.maximum(off, 1e-9), ".-")
+    for column, (title, mask) in enumerate((("padded with zeros", None), ("with `padding_mask`", padding_mask))):
+        latents = model.audio_to_latents(padded, padding_mask=mask)[0, :frames]
+        codes = [level[0] for level in model.encode(padded, padding_mask=mask)]
+        top, middle, bottom = grid[:, column]
+        top.set_title(title)
+        top.plot(np.arange(alone.shape[-1]) / CONFIG.hop_length, alone[0, 0], linewidth=0.5)
+        top.axvline(frames, color="gray", linestyle=":")
+        error = np.linalg.norm(latents - expected_latents, axis=1) / np.linalg.norm(expected_latents, axis=1).mean()
+        middle.semilogy(time + 0.5, np.maximum(error, 1e-9), ".-")
         middle.set_ylim(3e-10, 3)
         changed = total = 0
-        for level, (found, expected, stride) in enumerate(zip(ours_codes, codes, CONFIG.vq_strides, strict=True)):
-            differs = np.asarray(found[: expected.shape[1]] != expected[0])
+        for level, (actual, expected, stride) in enumerate(zip(codes, expected_codes, CONFIG.vq_strides, strict=True)):
+            differs = np.asarray(actual[: expected.shape[1]] != expected[0])
             changed, total = changed + differs.sum(), total + differs.size
-            shown = np.where(differs, 1.0, 0.15 + 0.1 * (np.arange(differs.size) % 2))[None]
+            colors = np.where(differs, 1.0, 0.15 + 0.1 * (np.arange(differs.size) % 2))[None]
             extent = (0, differs.size * stride, level + 0.95, level + 0.05)
-            below.imshow(shown, aspect="auto", extent=extent, cmap="Reds", vmin=0, vmax=1.2)
-        below.set(ylim=(len(codes), 0), xlim=(frames - LAST, frames + 2), xlabel="latent frames")
-        below.set_title(f"{changed} of {total} tokens differ from the clip alone")
-        below.set_yticks([i + 0.5 for i in range(len(codes))], [f"level {i}" for i in range(len(codes))])
+            bottom.imshow(colors, aspect="auto", extent=extent, cmap="Reds", vmin=0, vmax=1.2)
+        bottom.set(ylim=(len(codes), 0), xlim=(frames - SHOWN_FRAMES, frames + 2), xlabel="latent frames")
+        bottom.set_title(f"{changed} of {total} tokens differ from the clip alone")
+        bottom.set_yticks([i + 0.5 for i in range(len(codes))], [f"level {i}" for i in range(len(codes))])
     grid[0][0].set_ylabel("audio")
-    grid[1][0].set_ylabel("latents off by\n(1e-9: not at all)")
+    grid[1][0].set_ylabel("latents, relative error\n(at least 1e-9)")
     figure.savefig(Path(__file__).parents[1] / "docs" / "padding.png", dpi=100)
 
 

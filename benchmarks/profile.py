@@ -1,8 +1,8 @@
-"""Where the time goes on this machine: `python -m benchmarks.profile`.
+"""Matrix-product efficiency and time by kind of layer: `python -m benchmarks.profile`.
 
-Encoding and decoding 10 s with snac_24khz: the share of the machine's own matrix-product rate that is reached, and
-the time by kind of layer. A fused instruction counts for the kind that its result is of: a Snake fused with the
-convolution after it is that convolution's.
+Encodes and decodes 10 s with snac_24khz. Prints the fraction of the machine's own matrix-product rate that snax
+reaches, and the time by kind of layer. A fused instruction counts as the kind of its result: a Snake that is fused
+with the convolution after it counts as that convolution.
 """
 
 import collections
@@ -26,7 +26,7 @@ SECONDS = 10
 
 
 def main() -> None:
-    rate = matrix_rate()
+    rate = matmul_rate()
     print(f"products of 2048 x 2048 matrices: {rate / 1e9:.0f} GFLOP/s")
     config = PUBLISHED_CONFIGS["snac_24khz"]
     model = snax.SNAC(config, rngs=nnx.Rngs(0))
@@ -50,31 +50,32 @@ def main() -> None:
     )
 
 
-def report(what: str, run: Callable[[], Any], kinds: dict[str, str], flops: float, rate: float) -> None:
+def report(operation: str, run: Callable[[], Any], kinds: dict[str, str], flops: float, rate: float) -> None:
     seconds = median_seconds(run)
     print(
-        f"\n{what}: {1000 * seconds:.0f} ms; {flops / 1e9:.0f} GFLOP of products as the reference computes them, "
-        f"{100 * flops / seconds / rate:.0f} % of that rate"
+        f"\n{operation}: {1000 * seconds:.0f} ms; matrix products of the reference: {flops / 1e9:.0f} GFLOP, "
+        f"{100 * flops / seconds / rate:.0f} % of the rate above"
     )
-    busy: collections.Counter[str] = collections.Counter()
-    for name, nanoseconds in instructions(run):
+    times: collections.Counter[str] = collections.Counter()
+    for name, nanoseconds in profile(run):
         if name in kinds:
-            busy[kinds[name]] += nanoseconds
-    for kind, nanoseconds in busy.most_common():
-        print(f"  {kind:16} {nanoseconds / 1e6:6.0f} ms  {100 * nanoseconds / busy.total():3.0f} %")
+            times[kinds[name]] += nanoseconds
+    for kind, nanoseconds in times.most_common():
+        print(f"  {kind:16} {nanoseconds / 1e6:6.0f} ms  {100 * nanoseconds / times.total():3.0f} %")
 
 
-def matrix_rate() -> float:
+def matmul_rate() -> float:
+    """Return FLOP/s of float32 products of 2048 x 2048 matrices."""
     x = jnp.ones((2048, 2048))
     product = jax.jit(jnp.matmul)
     return 2 * 2048**3 / median_seconds(lambda: product(x, x))
 
 
 def encoding_flops(config: snax.SNACConfig, samples: int) -> float:
-    """Of the matrix products: strided convolutions and the residual units' second ones (depthwise models)."""
+    """Return the FLOPs of the encoder's matrix products: strided and pointwise convolutions (depthwise models)."""
     flops, channels, time = 0.0, config.encoder_dim, samples
     for rate in config.encoder_rates:
-        flops += 3 * 2 * time * channels**2
+        flops += 3 * 2 * time * channels**2  # residual units
         time //= rate
         flops += 2 * time * (2 * rate * channels) * (2 * channels)
         channels *= 2
@@ -82,14 +83,14 @@ def encoding_flops(config: snax.SNACConfig, samples: int) -> float:
 
 
 def decoding_flops(config: snax.SNACConfig, samples: int) -> float:
-    """Of the matrix products: the first one, transposed convolutions, noise and residual units (depthwise models)."""
+    """Return the FLOPs of the decoder's matrix products: pointwise and transposed convolutions (depthwise models)."""
     channels, time = config.decoder_dim, samples // config.hop_length
     flops = 2.0 * time * config.latent_dim * channels
     for rate in config.decoder_rates:
         flops += 2 * time * channels * (2 * rate * channels // 2)
         channels //= 2
         time *= rate
-        flops += (3 + config.noise) * 2 * time * channels**2
+        flops += (3 + config.noise) * 2 * time * channels**2  # residual units and noise
     return flops
 
 
@@ -102,8 +103,8 @@ def median_seconds(run: Callable[[], Any]) -> float:
     return statistics.median(times[1:])
 
 
-def instructions(run: Callable[[], Any]) -> list[tuple[str, float]]:
-    """Name and nanoseconds of everything that XLA's threads did."""
+def profile(run: Callable[[], Any]) -> list[tuple[str, float]]:
+    """Return the name and the nanoseconds of every event on XLA's threads."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             jax.block_until_ready(run())

@@ -1,9 +1,9 @@
-"""Every way to run SNAC on this machine, side by side: `python -m benchmarks.speed`.
+"""Compare the speed of snax, torch and ONNX Runtime on CPUs: `python -m benchmarks.speed`.
 
-Every system lives in a process of its own, as it would in use: in one process they spend each other's memory and
-threads. For each architecture and case they take turns, so that a slow minute of the machine slows all of them. Their
-tokens are compared first. Prints a table of multiples of real time, writes benchmarks/speed.json and docs/speed.png.
-All draw the decoder's noise, as the reference does.
+Each system runs in a process of its own, because in one process they compete for memory and threads. For each
+architecture and case the systems take turns, so that a slow minute of the machine affects all of them. Before that,
+their tokens are compared. All systems draw the decoder's noise, as the reference does. Prints a table of multiples of
+real time, and writes benchmarks/speed.json and docs/speed.png.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from snax.codec.config import PUBLISHED_CONFIGS
 from tests.helpers.recordings import clip
 from tests.helpers.reference import converted, trained_like, without_weight_norm
 
-# Batch and seconds. The 32 kHz architecture costs the reference three times as much, so it has the first two only.
+# (batch, seconds). The reference is three times slower at 32 kHz, so there are only two cases for it.
 CASES = {
     "snac_24khz": {"1 s": (1, 1), "10 s": (1, 10), "8 x 10 s": (8, 10), "60 s": (1, 60)},
     "snac_32khz": {"1 s": (1, 1), "10 s": (1, 10)},
@@ -45,8 +45,7 @@ SYSTEMS = ("snax", "torch", "torch.compile", "ONNX Runtime")
 HERE = Path(__file__).parent
 THREADS = len(os.sched_getaffinity(0))
 
-# A function of no arguments that ends when its result is there.
-Run = Callable[[], Any]
+Run = Callable[[], Any]  # returns when its result is ready
 
 
 class Encode(torch.nn.Module):
@@ -69,20 +68,20 @@ class Decode(torch.nn.Module):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="timings of each system and case (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each system and case (default: 5)")
     rounds = parser.parse_args().rounds
     rows = []
     with contextlib.ExitStack() as stack:
-        contestants = {system: stack.enter_context(worker(serve, system)) for system in SYSTEMS}
+        workers = {system: stack.enter_context(worker(serve, system)) for system in SYSTEMS}
         for name, case in ((name, case) for name, cases in CASES.items() for case in cases):
-            tokens = {system: ask(worker, "prepare", name, case) for system, worker in contestants.items()}
+            tokens = {system: ask(connection, "prepare", name, case) for system, connection in workers.items()}
             compare(tokens)
-            for what in ("encode", "decode"):
-                times = take_turns(contestants, what, rounds)
+            for operation in ("encode", "decode"):
+                times = take_turns(workers, operation, rounds)
                 batch, seconds = CASES[name][case]
-                for system, spent in times.items():
-                    speeds = sorted(batch * seconds / t for t in spent)
-                    row = {"model": name, "what": what, "case": case, "system": system}
+                for system, system_times in times.items():
+                    speeds = sorted(batch * seconds / t for t in system_times)
+                    row = {"model": name, "what": operation, "case": case, "system": system}
                     rows.append(row | {"median": statistics.median(speeds), "low": speeds[0], "high": speeds[-1]})
                 print(line(rows[-len(times) :]), flush=True)
     results = {"machine": machine(), "rows": rows}
@@ -92,19 +91,20 @@ def main() -> None:
 
 @contextlib.contextmanager
 def worker(function: Callable[..., None], *args: Any) -> Iterator[Connection]:
-    """A process that runs `function(connection, *args)` and answers `ask`. It ends with the context."""
-    ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=function, args=(theirs, *args), daemon=True)
+    """Run `function(connection, *args)` in a process until the context ends. Yields the connection for `ask`."""
+    connection, child_connection = multiprocessing.Pipe()
+    args = (child_connection, *args)
+    process = multiprocessing.get_context("spawn").Process(target=function, args=args, daemon=True)
     process.start()
-    theirs.close()  # so that the end of the process is the end of the pipe
-    yield ours
-    ours.close()
+    child_connection.close()  # so that `recv` raises EOFError when the process has ended
+    yield connection
+    connection.close()
     process.join()
 
 
-def ask(worker: Connection, *request: str) -> Any:
-    worker.send(request)
-    return worker.recv()
+def ask(connection: Connection, *request: str) -> Any:
+    connection.send(request)
+    return connection.recv()
 
 
 def serve(connection: Connection, system: str) -> None:
@@ -115,12 +115,12 @@ def serve(connection: Connection, system: str) -> None:
                 case ("prepare", name, case):
                     runs = prepare(system, name, case)
                     connection.send([np.asarray(level) for level in runs["encode"]()])
-                case (what,):
-                    connection.send(turn(runs[what]))
+                case (operation,):
+                    connection.send(median_seconds(runs[operation]))
 
 
 def prepare(system: str, name: str, case: str) -> dict[str, Run]:
-    """What encodes and what decodes the case's audio with a system."""
+    """Return the functions that encode and decode the case's audio with a system."""
     config = PUBLISHED_CONFIGS[name]
     batch, seconds = CASES[name][case]
     audio, reference = weights(name)
@@ -153,7 +153,7 @@ def prepare(system: str, name: str, case: str) -> dict[str, Run]:
 
 @functools.cache
 def weights(name: str) -> tuple[np.ndarray, snac.SNAC]:
-    """Seven seconds of speech, and the reference with weights that behave on it as if trained."""
+    """Return seven seconds of speech, and the reference with weights that behave on it like trained ones."""
     config = PUBLISHED_CONFIGS[name]
     speech = clip("speech_7s.wav", config.sampling_rate, 7)
     with torch.inference_mode(False):
@@ -163,17 +163,17 @@ def weights(name: str) -> tuple[np.ndarray, snac.SNAC]:
 
 def compare(tokens: dict[str, list[np.ndarray]]) -> None:
     for system, codes in tokens.items():
-        equal = [float((ours == level).mean()) for ours, level in zip(codes, tokens["torch"], strict=True)]
-        # A near tie, which the order of float32 sums decides, may change a coarse code and the finer ones with it.
+        equal = [float((level == expected).mean()) for level, expected in zip(codes, tokens["torch"], strict=True)]
+        # The order of float32 sums decides near ties. One may change a coarse code and the finer codes after it.
         if min(equal) < 0.998:
-            raise SystemExit(f"{system} does not give the reference's tokens: {equal} are equal, by level")
+            raise SystemExit(f"The tokens of {system} differ from the reference's. Equal fraction by level: {equal}.")
 
 
 def onnx_session(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> Any:
-    def snake(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:  # the scripted one's reshapes do not export
+    def snake(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:  # the scripted original cannot be exported
         return x + (alpha + 1e-9).reciprocal() * torch.sin(alpha * x).pow(2)
 
-    def repeat_interleave(x: torch.Tensor, repeats: int, dim: int) -> torch.Tensor:  # exported, it forgets its length
+    def repeat_interleave(x: torch.Tensor, repeats: int, dim: int) -> torch.Tensor:  # the export loses static lengths
         return x[..., None].expand(*x.shape, repeats).flatten(dim - 1)
 
     buffer = io.BytesIO()
@@ -181,26 +181,26 @@ def onnx_session(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -
         stack.enter_context(torch.no_grad())
         stack.enter_context(mock.patch.object(snac.layers, "snake", snake))
         stack.enter_context(mock.patch.object(torch.Tensor, "repeat_interleave", repeat_interleave))
-        stack.enter_context(warnings.catch_warnings(action="ignore"))  # that shapes are frozen, which is what is wanted
+        stack.enter_context(warnings.catch_warnings(action="ignore"))  # about constant shapes, which are intended
         torch.onnx.export(module, tuple(tensor.clone() for tensor in arguments), buffer, dynamo=False)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = THREADS
     return onnxruntime.InferenceSession(buffer.getvalue(), options, providers=["CPUExecutionProvider"])
 
 
-def take_turns(contestants: dict[str, Connection], what: str, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each system, round by round; a first round warms up."""
-    times: dict[str, list[float]] = {system: [] for system in contestants}
+def take_turns(workers: dict[str, Connection], operation: str, rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of each system in each round, after one warm-up round."""
+    times: dict[str, list[float]] = {system: [] for system in workers}
     for i in range(rounds + 1):
-        for system, worker in contestants.items():
-            seconds = ask(worker, what)
+        for system, connection in workers.items():
+            seconds = ask(connection, operation)
             if i:
                 times[system].append(seconds)
     return times
 
 
-def turn(run: Run) -> float:
-    """The median of three seconds' runs without the first, whose caches are cold; or of one that takes longer."""
+def median_seconds(run: Run) -> float:
+    """Return the median time of three seconds of runs, without the first (cold caches) unless it is the only one."""
     times: list[float] = []
     while sum(times) < 3:
         start = time.perf_counter()
@@ -225,7 +225,7 @@ def machine() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Its name where Linux says it."""
+    """Return the processor's name on Linux, otherwise the machine type."""
     with contextlib.suppress(OSError):
         for entry in Path("/proc/cpuinfo").read_text().splitlines():
             if entry.startswith("model name"):
@@ -237,18 +237,17 @@ def draw(results: dict[str, Any], path: Path) -> None:
     rows, machine = results["rows"], results["machine"]
     widths = [len(cases) for cases in CASES.values()]
     figure, grid = plt.subplots(2, len(CASES), figsize=(11, 6), layout="constrained", width_ratios=widths)
-    title = f"times real time, float32, {machine['device']}, {machine['date']}"
-    figure.suptitle(title)
-    for line_of_axes, what in zip(grid, ("encode", "decode"), strict=True):
-        for axes, (name, cases) in zip(line_of_axes, CASES.items(), strict=True):
-            chosen = [row for row in rows if row["model"] == name and row["what"] == what]
-            for i, system in enumerate(dict.fromkeys(row["system"] for row in chosen)):
-                medians = [row["median"] for row in chosen if row["system"] == system]
+    figure.suptitle(f"times real time, float32, {machine['device']}, {machine['date']}")
+    for axes_row, operation in zip(grid, ("encode", "decode"), strict=True):
+        for axes, (name, cases) in zip(axes_row, CASES.items(), strict=True):
+            selected = [row for row in rows if row["model"] == name and row["what"] == operation]
+            for i, system in enumerate(dict.fromkeys(row["system"] for row in selected)):
+                medians = [row["median"] for row in selected if row["system"] == system]
                 bars = axes.bar(np.arange(len(cases)) + 0.2 * (i - 1.5), medians, 0.2, label=system)
                 axes.bar_label(bars, fmt="%.0f" if max(medians) > 10 else "%.1f", fontsize=8)
             axes.margins(y=0.1)
             axes.set_xticks(range(len(cases)), cases)
-            axes.set_title(f"{name}, {what}")
+            axes.set_title(f"{name}, {operation}")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=100)
 

@@ -1,9 +1,13 @@
-"""How long until the first codes: `python -m benchmarks.startup`.
+"""Startup time, from the command to the first codes: `python -m benchmarks.startup`.
 
-Whole processes, as a user starts them: `snax encode` of three seconds of speech with the full-size 24 kHz architecture
-beside ten lines of torch that do the same, `import snax` beside `import jax, flax.nnx`, and `snax.load` after the
-imports. They take turns; medians and ranges are printed and written to benchmarks/startup.json. Files are in the page
-cache for all of them. "First run" has an empty compilation cache, "second run" the one that the first run left.
+Times whole processes, as a user starts them:
+- `snax encode` of three seconds of speech with the full-size 24 kHz architecture, and ten lines of torch that do the
+  same. The first run has an empty compilation cache, the second run uses the cache of the first.
+- `import snax`, and `import jax, flax.nnx`.
+- `snax.load`, after the imports.
+
+The processes take turns, and all files are in the page cache. Prints medians and ranges and writes
+benchmarks/startup.json.
 """
 
 import argparse
@@ -29,7 +33,7 @@ from tests.helpers.reference import converted, trained_like
 HERE = Path(__file__).parent
 CLIP = DATA / "speech_3s.wav"
 
-# What someone with torch and `snac` would write.
+# The same with torch and `snac`.
 TORCH = """
 import sys, numpy, soundfile, soxr, torch
 from snac import SNAC
@@ -55,16 +59,16 @@ print(time.perf_counter() - start)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="processes of each kind (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each process (default: 5)")
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as folder:
         runs = prepare(Path(folder))
         seconds: dict[str, list[float]] = {name: [] for name in runs}
         for i in range(rounds + 1):
             for name, run in runs.items():
-                spent = run()
-                if i:  # the first round brings all files into the page cache
-                    seconds[name].append(spent)
+                elapsed = run()
+                if i:  # the first round loads all files into the page cache
+                    seconds[name].append(elapsed)
     rows = {
         name: {"median": statistics.median(times), "low": min(times), "high": max(times)}
         for name, times in seconds.items()
@@ -78,7 +82,7 @@ def main() -> None:
 
 
 def prepare(folder: Path) -> dict[str, Callable[[], float]]:
-    """A function for each kind of process: runs it, and returns its seconds."""
+    """Return a function for each row of the table. It runs the process and returns the seconds."""
     models = {name: write_model(name, folder) for name in ("snac_24khz", "snac_44khz")}
     torch_folder, orbax = models["snac_24khz"]
     cache = folder / "cache"
@@ -95,8 +99,8 @@ def prepare(folder: Path) -> dict[str, Callable[[], float]]:
         return [sys.executable, "-c", code, *map(str, arguments)]
 
     def load(name: str) -> Callable[[], float]:
-        line = python(LOAD, models[name][1])
-        return lambda: float(subprocess.run(line, check=True, capture_output=True, text=True).stdout)
+        command = python(LOAD, models[name][1])
+        return lambda: float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
     return {
         "torch, encode": lambda: whole_process(python(TORCH, torch_folder, CLIP, folder / "codes.npz")),
@@ -110,7 +114,7 @@ def prepare(folder: Path) -> dict[str, Callable[[], float]]:
 
 
 def write_model(name: str, folder: Path) -> tuple[Path, Path]:
-    """A model of the published architecture, as the reference's folder and as an Orbax directory."""
+    """Write a model of the published architecture as a folder of the reference and as an Orbax directory."""
     config = PUBLISHED_CONFIGS[name]
     reference = trained_like(config.to_dict(), clip("speech_7s.wav", config.sampling_rate, 4))
     torch_folder, orbax = folder / f"{name}_torch", folder / name
@@ -121,9 +125,9 @@ def write_model(name: str, folder: Path) -> tuple[Path, Path]:
     return torch_folder, orbax
 
 
-def whole_process(line: Sequence[str], **environment: str) -> float:
+def whole_process(command: Sequence[str], **environment: str) -> float:
     start = time.perf_counter()
-    subprocess.run(line, env=os.environ | environment, check=True, capture_output=True)
+    subprocess.run(command, env=os.environ | environment, check=True, capture_output=True)
     return time.perf_counter() - start
 
 

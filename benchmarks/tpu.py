@@ -1,8 +1,8 @@
-"""What TPUs would run, compiled here without one: `python -m benchmarks.tpu`.
+"""Compile for TPUs, on a machine without a TPU: `python -m benchmarks.tpu`.
 
-In an environment of its own (see benchmarks/README.md): libtpu compiles for any topology on a plain machine. For each
-published architecture, encoding and decoding 4 clips of 10.24 s a chip; and the training step of
-recipes/snac_24khz.toml, discriminators and all, one example a chip. Writes benchmarks/tpu.json.
+Run it in its own environment (see benchmarks/README.md). libtpu compiles for any topology on any machine. Compiles
+encoding and decoding of 4 clips of 10.24 s per chip for each published architecture, and the training step of
+recipes/snac_24khz.toml with discriminators and one example per chip. Writes benchmarks/tpu.json.
 """
 
 import collections
@@ -30,20 +30,20 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import snax
-from benchmarks.hlo import COLLECTIVES, executed, size
+from benchmarks.hlo import COLLECTIVES, instruction_costs, size
 from snax.codec.config import PUBLISHED_CONFIGS
 from snax.train.config import read
 from snax.train.step import init_state, train_step
 
 HERE = Path(__file__).parent
-CLIPS, SECONDS = 4, 10.24  # on each chip
+CLIPS, SECONDS = 4, 10.24  # per chip
 
 CASES = [
     *(
-        (topology, name, what, jnp.float32)
+        (topology, name, operation, jnp.float32)
         for topology in ("v5e:2x4", "v5e:16x16")
         for name in PUBLISHED_CONFIGS
-        for what in ("encode", "decode")
+        for operation in ("encode", "decode")
     ),
     ("v5e:2x4", "snac_24khz", "encode", jnp.bfloat16),
     ("v5e:2x4", "snac_24khz", "decode", jnp.bfloat16),
@@ -52,8 +52,8 @@ CASES = [
 
 def main() -> None:
     rows = []
-    for topology, name, what, dtype in CASES:
-        rows.append(analyse(topology, name, what, dtype))
+    for topology, name, operation, dtype in CASES:
+        rows.append(analyze(topology, name, operation, dtype))
         print(json.dumps({k: v for k, v in rows[-1].items() if k != "kinds"}), flush=True)
     print_kinds(rows[0])
     header = {"date": datetime.date.today().isoformat(), "jax": jax.__version__}
@@ -62,22 +62,22 @@ def main() -> None:
 
 
 def train(topology: str) -> dict[str, Any]:
-    """A step: what each chip keeps and exchanges. Compiling takes some twenty minutes."""
+    """Return the memory and the exchanged data per chip of a training step. Compiling takes about twenty minutes."""
     config = read(HERE.parent / "recipes" / "snac_24khz.toml")
     model_config = config.model
     assert model_config is not None
     devices = topologies.get_topology_desc(topology_name=topology, platform="tpu").devices
     mesh = Mesh(np.array(devices), ("data",))
-    everywhere, divided = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+    replicated, sharded = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
     samples = config.data.crop_samples(model_config)
     model = nnx.eval_shape(lambda: snax.SNAC(model_config, rngs=nnx.Rngs(0)))
     state = jax.eval_shape(functools.partial(init_state, config=config), model)
-    state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), state)
-    audio = jax.ShapeDtypeStruct((config.data.batch, 1, samples), jnp.float32, sharding=divided)
+    state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated), state)
+    audio = jax.ShapeDtypeStruct((config.data.batch, 1, samples), jnp.float32, sharding=sharded)
     step = functools.partial(train_step, config=config, adversarial=True)
-    take = jax.jit(step, donate_argnums=0, out_shardings=everywhere)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=replicated)
     start = time.perf_counter()
-    compiled = take.lower(state, audio).compile()
+    compiled = jitted.lower(state, audio).compile()
     seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
     exchanged: collections.Counter[str] = collections.Counter()
@@ -101,17 +101,17 @@ def train(topology: str) -> dict[str, Any]:
 
 
 def collectives(text: str) -> list[tuple[str, int]]:
-    """Each collective of a compiled program that names what it is for, and the bytes of its result."""
-    found = []
+    """Return the opcode and source of each collective in a compiled program, and the bytes of its result."""
+    result = []
     for line in text.splitlines():
         if match := re.search(rf" = (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(", line):
             scope = re.search(r'op_name="([^"]*)"', line)
-            found.append((f"{match[2]} {scope[1].rpartition('/')[2] if scope else ''}".strip(), size(match[1])))
-    return found
+            result.append((f"{match[2]} {scope[1].rpartition('/')[2] if scope else ''}".strip(), size(match[1])))
+    return result
 
 
-def analyse(topology: str, name: str, what: str, dtype: Any) -> dict[str, Any]:
-    """Figures for a second of audio, and the seconds that it took to compile."""
+def analyze(topology: str, name: str, operation: str, dtype: Any) -> dict[str, Any]:
+    """Return memory traffic and cycles per second of audio, and the seconds of compilation."""
     config = PUBLISHED_CONFIGS[name]
     devices = topologies.get_topology_desc(topology_name=topology, platform="tpu").devices
     mesh = Mesh(np.array(devices), ("data",))
@@ -126,7 +126,7 @@ def analyse(topology: str, name: str, what: str, dtype: Any) -> dict[str, Any]:
     model = nnx.eval_shape(lambda: snax.SNAC(config, precision=precision, rngs=nnx.Rngs(0)))
     replicated = NamedSharding(mesh, PartitionSpec())
     model = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=replicated), model)
-    if what == "encode":
+    if operation == "encode":
         lowered = jax.jit(snax.SNAC._encode).lower(model, rows((1, samples), dtype))
     else:
         frames = samples // config.hop_length
@@ -136,30 +136,30 @@ def analyse(topology: str, name: str, what: str, dtype: Any) -> dict[str, Any]:
     compiled = lowered.compile()
     compile_seconds = time.perf_counter() - start
     text = compiled.as_text()
-    work = list(executed(text))
+    costs = list(instruction_costs(text))
     kinds = collections.defaultdict(lambda: [0.0, 0.0, 0.0])
-    for each in work:
-        for i, amount in enumerate((each.main_memory_bytes / 1e6, each.bytes / 1e6, each.cycles / 1e3)):
-            kinds[each.instruction.kind][i] += amount / audio_seconds
+    for cost in costs:
+        for i, amount in enumerate((cost.main_memory_bytes / 1e6, cost.bytes / 1e6, cost.cycles / 1e3)):
+            kinds[cost.instruction.kind][i] += amount / audio_seconds
     memory = compiled.memory_analysis()
     return {
         "topology": topology,
         "model": name,
-        "what": what,
+        "what": operation,
         "dtype": jnp.dtype(dtype).name,
         "compile_s": round(compile_seconds, 1),
         "collectives": len(re.findall(rf" (?:{'|'.join(COLLECTIVES)})[\w-]*\(", text)),
         "temporary_MB": round(memory.temp_size_in_bytes / audio_seconds / 1e6, 2),
-        "main_memory_GB": round(sum(each.main_memory_bytes for each in work) / audio_seconds / 1e9, 4),
-        "with_vector_memory_GB": round(sum(each.bytes for each in work) / audio_seconds / 1e9, 3),
-        "estimated_kilocycles": round(sum(each.cycles for each in work) / audio_seconds / 1e3, 1),
+        "main_memory_GB": round(sum(cost.main_memory_bytes for cost in costs) / audio_seconds / 1e9, 4),
+        "with_vector_memory_GB": round(sum(cost.bytes for cost in costs) / audio_seconds / 1e9, 3),
+        "estimated_kilocycles": round(sum(cost.cycles for cost in costs) / audio_seconds / 1e3, 1),
         "kinds": {kind: [round(x, 3) for x in amounts] for kind, amounts in kinds.items()},
     }
 
 
 def print_kinds(row: dict[str, Any]) -> None:
     print(f"\n{row['model']}, {row['what']}, {row['dtype']}, per second of audio")
-    print(f"{'':16} {'main memory MB':>15} {'with vector memory MB':>22} {'estimated kilocycles':>21}")
+    print(f"{'':16} {'main memory, MB':>15} {'with vector memory, MB':>22} {'estimated kilocycles':>21}")
     for kind, amounts in sorted(row["kinds"].items(), key=lambda item: -item[1][2]):
         print(f"{kind:16} {amounts[0]:15.2f} {amounts[1]:22.1f} {amounts[2]:21.1f}")
 

@@ -1,8 +1,8 @@
-"""A training step beside torch's on the same cores: `python -m benchmarks.train`.
+"""Compare the speed of a training step in snax and in torch on CPUs: `python -m benchmarks.train`.
 
-Both take the same step (tests/helpers/torch_training.py; tests/test_training.py compares the losses) from the same
-weights on the same audio, each in a process of its own, in turns. On Linux both get memory in huge pages, without which
-XLA's step takes up to twice as long. Writes benchmarks/train.json.
+Both run the same step from the same weights on the same audio (tests/helpers/torch_training.py is the step in torch;
+tests/test_training.py compares the losses). Each runs in a process of its own, and they take turns. On Linux both use
+huge pages; without them XLA's step takes up to twice as long. Writes benchmarks/train.json.
 """
 
 import dataclasses
@@ -44,10 +44,10 @@ CASES = {
 
 def main() -> None:
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # for the processes that begin below
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # for the child processes
     rows = []
     for case in CASES:
-        pipes = {system: begun(system, case) for system in ("snax", "torch")}
+        pipes = {system: start_worker(system, case) for system in ("snax", "torch")}
         speeds: dict[str, list[float]] = {system: [] for system in pipes}
         for _ in range(ROUNDS):
             for system, pipe in pipes.items():
@@ -61,12 +61,13 @@ def main() -> None:
     (HERE / "train.json").write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
 
 
-def begun(system: str, case: str) -> Connection:
-    """A process that takes steps: send it how many, and it says the seconds of the median one."""
-    ours, theirs = multiprocessing.Pipe()
-    multiprocessing.get_context("spawn").Process(target=serve, args=(system, case, theirs), daemon=True).start()
-    ours.recv()  # it is ready
-    return ours
+def start_worker(system: str, case: str) -> Connection:
+    """Start a process that receives a number of steps and sends back the median seconds of a step. 0 ends it."""
+    connection, child_connection = multiprocessing.Pipe()
+    args = (system, case, child_connection)
+    multiprocessing.get_context("spawn").Process(target=serve, args=args, daemon=True).start()
+    connection.recv()  # ready
+    return connection
 
 
 def serve(system: str, case: str, pipe: Connection) -> None:
@@ -81,30 +82,30 @@ def serve(system: str, case: str, pipe: Connection) -> None:
     starts = np.linspace(0, len(speech) - samples, batch).astype(int)
     audio = np.stack([speech[start : start + samples] for start in starts])[:, None].astype(np.float32)
     model = snax.SNAC(model_config, rngs=nnx.Rngs(0))
-    take = {"snax": in_jax, "torch": in_torch}[system](model, audio, config, adversarial)
-    take()
+    step = {"snax": jax_step, "torch": torch_step}[system](model, audio, config, adversarial)
+    step()
     pipe.send("ready")
     while count := pipe.recv():
         times = []
         for _ in range(count):
             start = time.perf_counter()
-            take()
+            step()
             times.append(time.perf_counter() - start)
         pipe.send(statistics.median(times))
 
 
-def in_jax(model: snax.SNAC, audio: np.ndarray, config: TrainConfig, adversarial: bool) -> Callable[[], Any]:
+def jax_step(model: snax.SNAC, audio: np.ndarray, config: TrainConfig, adversarial: bool) -> Callable[[], Any]:
     state = jax.jit(functools.partial(init_state, config=config))(model)
     compiled = jax.jit(functools.partial(train_step, config=config, adversarial=adversarial), donate_argnums=0)
 
-    def take() -> None:
+    def step() -> None:
         nonlocal state
         state, _ = jax.block_until_ready(compiled(state, audio))
 
-    return take
+    return step
 
 
-def in_torch(model: snax.SNAC, audio: np.ndarray, config: TrainConfig, adversarial: bool) -> Callable[[], Any]:
+def torch_step(model: snax.SNAC, audio: np.ndarray, config: TrainConfig, adversarial: bool) -> Callable[[], Any]:
     discriminator_state = init_state(model, config).discriminator_state if adversarial else None
     trainer = Trainer(model, discriminator_state.networks if discriminator_state else None, config)
     return lambda: trainer.step(torch.tensor(audio))
