@@ -1,7 +1,8 @@
-"""Codes <-> the token sequences of language models.
+"""Codes <-> token sequences of language models.
 
-A group is the codes of one coarse frame, depth first: each code stands before the finer ones that begin with it. With
-`vq_strides` (4, 2, 1) that is coarse, middle, fine, fine, middle, fine, fine: 7 slots.
+Tokens come in groups, one per coarse frame. A group has one slot for each of its codes. The order is depth first: each
+code comes before the finer codes of the same time. With `vq_strides` (4, 2, 1) a group has 7 slots: coarse, middle,
+fine, fine, middle, fine, fine.
 """
 
 import dataclasses
@@ -18,14 +19,20 @@ from jaxtyping import Int32, Integer
 
 @dataclasses.dataclass(frozen=True)
 class TokenLayout:
-    """Codes in one flat sequence, group after group.
+    """The layout of codes in a flat token sequence.
 
-    The token of a code is `first_id + slot * slot_step + code`, slot being its place in the group. With `slot_step` 0
-    all slots share their tokens. Works on batches: NumPy arrays give NumPy arrays, without JAX, in a data pipeline;
-    JAX arrays give JAX arrays, under `jit` too (where no value can be checked).
+    The token of a code is `first_id + slot * slot_step + code`, where `slot` is its position in the group. NumPy arrays
+    give NumPy arrays, so a data pipeline does not need JAX computations. JAX arrays give JAX arrays, also under `jit`,
+    where values are not checked.
+
+    Args:
+        vq_strides: strides of the levels, as in `SNACConfig`.
+        codebook_size: codes per level.
+        first_id: token of code 0 in slot 0.
+        slot_step: difference between the tokens of two neighboring slots. With 0 all slots share their tokens.
 
     Raises:
-        ValueError: for a `slot_step` that makes the slots' tokens overlap.
+        ValueError: if `slot_step` makes the tokens of two slots overlap.
     """
 
     vq_strides: tuple[int, ...]
@@ -35,11 +42,11 @@ class TokenLayout:
 
     def __post_init__(self) -> None:
         if self.slot_step and self.slot_step < self.codebook_size:
-            raise ValueError(f"slot_step (={self.slot_step}) must be 0 or at least {self.codebook_size}, a codebook.")
+            raise ValueError(f"`slot_step` (={self.slot_step}) must be 0 or at least {self.codebook_size}.")
 
     @property
     def slots(self) -> tuple[tuple[int, int], ...]:
-        """The level of each slot's code, and which of that level's codes in the group it is."""
+        """The level of each slot, and the index of its code among the codes of this level in the group."""
         frames = math.lcm(*self.vq_strides)
         return tuple(
             (level, frame // stride)
@@ -51,17 +58,23 @@ class TokenLayout:
     def flatten(
         self, codes: Sequence[Integer[Array | np.ndarray, "batch _"]]
     ) -> Int32[Array | np.ndarray, "batch tokens"]:
-        """The tokens of `codes`, one (batch, frames / stride) array a level.
+        """Convert codes to tokens.
+
+        Args:
+            codes: one (batch, frames / stride) array per level, coarse to fine.
+
+        Returns:
+            (batch, groups * slots).
 
         Raises:
-            ValueError: for another number of levels, or levels that do not make whole groups.
+            ValueError: if the number of levels is wrong or the levels are not whole groups.
         """
         shapes = [np.shape(level) for level in codes]
         batch, groups = shapes[0][0], shapes[0][-1] // self._per_group[0]
         if shapes != [(batch, groups * count) for count in self._per_group]:
             raise ValueError(
-                f"codes must be one (batch, frames / stride) array for each of the strides {self.vq_strides}, "
-                f"of whole groups, each {self._per_group} codes, got {shapes}."
+                f"`codes` must be one (batch, frames / stride) array for each of `vq_strides` (={self.vq_strides}), "
+                f"with a multiple of {self._per_group} codes, got shapes {shapes}."
             )
         by_group = [
             level.astype(np.int32).reshape(batch, groups, count)
@@ -73,22 +86,28 @@ class TokenLayout:
     def unflatten(
         self, tokens: Integer[Array | np.ndarray, "batch tokens"]
     ) -> tuple[Int32[Array | np.ndarray, "batch _"], ...]:
-        """`flatten`'s inverse.
+        """Convert tokens to codes, the inverse of `flatten`.
+
+        Args:
+            tokens: (batch, groups * slots).
+
+        Returns:
+            One (batch, frames / stride) array per level, coarse to fine.
 
         Raises:
-            ValueError: for a last group that is incomplete (see `split`); outside of `jit` for tokens of no code, or of
-                another slot than the one where they stand.
+            ValueError: if the last group is incomplete (see `split`). Outside of `jit`, also if a token is not a code
+                or belongs to another slot.
         """
         slots = len(self._order)
         if tokens.ndim != 2:
             raise ValueError(
-                f"tokens must be (batch, tokens), got {tokens.shape}: for one sequence pass `tokens[None]`."
+                f"`tokens` must be (batch, tokens), got {tokens.shape}. For one sequence pass `tokens[None]`."
             )
-        groups, rest = divmod(tokens.shape[1], slots)
-        if rest:
+        groups, remainder = divmod(tokens.shape[1], slots)
+        if remainder:
             raise ValueError(
-                f"{tokens.shape[1]} tokens are {groups} groups of {slots} and {rest} of an incomplete one: "
-                "`split` takes it off."
+                f"The number of tokens (={tokens.shape[1]}) must be a multiple of {slots}, the size of a group. "
+                f"Remove the {remainder} tokens of the incomplete group with `split`."
             )
         by_group = tokens.astype(np.int32).reshape(len(tokens), groups, slots) - self._offsets
         if not isinstance(by_group, jax.core.Tracer):
@@ -103,70 +122,81 @@ class TokenLayout:
     def split(
         self, tokens: Integer[Array | np.ndarray, "batch tokens"]
     ) -> tuple[Integer[Array | np.ndarray, "batch _"], Integer[Array | np.ndarray, "batch _"]]:
-        """The whole groups, and the tokens after them: to be put before what comes next."""
-        whole = tokens.shape[1] // len(self._order) * len(self._order)
-        return tokens[:, :whole], tokens[:, whole:]
+        """Split tokens into whole groups and the remainder, which belongs before the next tokens of a stream."""
+        end = tokens.shape[1] // len(self._order) * len(self._order)
+        return tokens[:, :end], tokens[:, end:]
 
     @property
     def _per_group(self) -> list[int]:
+        """Codes of each level per group."""
         frames = math.lcm(*self.vq_strides)
         return [frames // stride for stride in self.vq_strides]
 
     @property
     def _order(self) -> np.ndarray:
-        """Where each slot's code is when a group's codes lie level by level."""
-        begins = np.cumsum([0, *self._per_group])
-        return np.array([begins[level] + i for level, i in self.slots])
+        """The index of each slot's code if a group is sorted by level."""
+        starts = np.cumsum([0, *self._per_group])
+        return np.array([starts[level] + i for level, i in self.slots])
 
     @property
     def _offsets(self) -> np.ndarray:
         return np.array([[self.first_id + slot * self.slot_step for slot in range(len(self.slots))]], np.int32)[None]
 
     def _check(self, tokens: np.ndarray, by_group: np.ndarray) -> None:
-        # The last of these: numbers that 32 bits do not hold would come round to a code.
+        # The conversion to int32 could wrap a large token to a valid code.
         wrapped = tokens.reshape(by_group.shape) != by_group + self._offsets
-        wrong = np.argwhere((by_group < 0) | (by_group >= self.codebook_size) | wrapped)
-        if not len(wrong):
+        invalid = np.argwhere((by_group < 0) | (by_group >= self.codebook_size) | wrapped)
+        if not len(invalid):
             return
-        row, group, slot = wrong[0].tolist()
-        place, slots = group * len(self.slots) + slot, len(self.slots)
-        token, lowest = int(tokens[row, place]), self.first_id + slot * self.slot_step
+        row, group, slot = invalid[0].tolist()
+        column, slots = group * len(self.slots) + slot, len(self.slots)
+        token, lowest = int(tokens[row, column]), self.first_id + slot * self.slot_step
         message = (
-            f"tokens[{row}, {place}] (={token}) must be a code of slot {slot}, "
+            f"`tokens[{row}, {column}]` (={token}) must be a code of slot {slot}, "
             f"{lowest} to {lowest + self.codebook_size - 1}"
         )
         other, code = divmod(token - self.first_id, self.slot_step) if self.slot_step else (slots, 0)
         if 0 <= other < slots and code < self.codebook_size:
-            raise ValueError(f"{message}, but is one of slot {other}: does a token lack before it, or is one too many?")
-        raise ValueError(f"{message}: is it text, or a special token?")
+            raise ValueError(f"{message}, but is one of slot {other}. A token before it is missing or extra.")
+        raise ValueError(f"{message}. Remove text and special tokens first.")
 
 
 def _numpy(array: Array | np.ndarray) -> Any:
-    """NumPy's functions for what it can compute, JAX's otherwise."""
+    """Return `numpy` for NumPy arrays and `jax.numpy` for JAX arrays."""
     return np if isinstance(array, np.ndarray) else jnp
 
 
 ORPHEUS = TokenLayout((4, 2, 1), first_id=128266, slot_step=4096)
-"""The token ids of Orpheus and Maya1, between `ORPHEUS_START` and `ORPHEUS_END`."""
+"""The token ids of Orpheus and Maya1. A sequence has `ORPHEUS_START` before it and `ORPHEUS_END` after it."""
 
 ORPHEUS_START, ORPHEUS_END, ORPHEUS_PAD = 128257, 128258, 128263
 
 ORPHEUS_NUMBERS = TokenLayout((4, 2, 1), first_id=10, slot_step=4096)
-"""The N of Orpheus' tokens as text, `<custom_token_N>`."""
+"""The N of Orpheus' text tokens, `<custom_token_N>`."""
 
 MINI_OMNI = TokenLayout((4, 2, 1), first_id=152000, slot_step=4160)
-"""The token ids of mini-omni; its streams are the slots, see `mini_omni_streams`."""
+"""The token ids of mini-omni. Each slot is a stream of its own, see `mini_omni_streams`."""
 
-# Counted from the first id of a stream.
+# Relative to the first id of a stream.
 MINI_OMNI_END, MINI_OMNI_PAD = 4096, 4097
 
 
 def mini_omni_streams(
     codes: Sequence[Integer[Array | np.ndarray, "batch _"]],
 ) -> Int32[Array | np.ndarray, "batch 7 steps"]:
-    """The token ids of `codes` (of snac_24khz) in mini-omni's seven audio streams, 8 steps longer than their groups.
+    """Convert codes of snac_24khz to mini-omni's seven audio streams.
 
-    Stream i begins with i + 1 pads and ends with an end and more pads, so that a model says the coarse code first.
+    Stream i starts with i + 1 padding tokens, so that the model generates coarse codes first. It ends with an end token
+    and 6 - i padding tokens.
+
+    Args:
+        codes: one (batch, frames / stride) array per level, coarse to fine.
+
+    Returns:
+        (batch, 7, groups + 8).
+
+    Raises:
+        ValueError: as `TokenLayout.flatten`.
     """
     tokens, numpy = MINI_OMNI.flatten(codes), _numpy(codes[0])
     streams = tokens.reshape(len(tokens), tokens.shape[1] // 7, 7).swapaxes(1, 2)
@@ -190,14 +220,19 @@ def mini_omni_streams(
 def mini_omni_codes(
     streams: Integer[Array | np.ndarray, "batch 7 steps"],
 ) -> tuple[Int32[Array | np.ndarray, "batch _"], ...]:
-    """`mini_omni_streams`' inverse.
+    """Convert mini-omni's streams to codes, the inverse of `mini_omni_streams`.
+
+    Args:
+        streams: (batch, 7, groups + 8).
+
+    Returns:
+        One (batch, frames / stride) array per level, coarse to fine.
 
     Raises:
-        ValueError: for another number of streams or fewer than 8 steps; outside of `jit` for tokens that are no codes
-            where codes must be.
+        ValueError: if the shape is wrong. Outside of `jit`, also if a token at the place of a code is not a code.
     """
     if streams.ndim != 3 or streams.shape[1] != 7 or streams.shape[2] < 8:
-        raise ValueError(f"streams must be (batch, 7, groups + 8), got {streams.shape}.")
+        raise ValueError(f"`streams` must be (batch, 7, groups + 8), got {streams.shape}.")
     groups = streams.shape[2] - 8
     tokens = _numpy(streams).stack([streams[:, i, i + 1 : i + 1 + groups] for i in range(7)], axis=2)
     return MINI_OMNI.unflatten(tokens.reshape(len(tokens), 7 * groups))

@@ -21,12 +21,12 @@ def model() -> snax.SNAC:
 
 AUDIO = small.audio()
 BAD_AUDIO = {
-    "samples alone": (AUDIO[0, 0], r"got \(320,\): for one clip pass `audio\[None, None\]`"),
-    "no batch": (AUDIO[0], r"got \(1, 320\): for one clip of shape \(1, samples\) pass `audio\[None\]`"),
+    "samples alone": (AUDIO[0, 0], r"got \(320,\)\. For one clip pass `audio\[None, None\]`"),
+    "no batch": (AUDIO[0], r"got \(1, 320\)\. For one clip of shape \(1, samples\) pass `audio\[None\]`"),
     "rank 4": (AUDIO[None], r"must be \(batch, 1, samples\), got \(1, 1, 1, 320\)\."),
-    "stereo": (AUDIO.repeat(2, axis=1), r"must be mono.*got \(1, 2, 320\): mix the channels"),
+    "stereo": (AUDIO.repeat(2, axis=1), r"must be mono.*got \(1, 2, 320\)\. Mix the channels"),
     "empty": (AUDIO[..., :0], r"at least one sample, got \(1, 1, 0\)"),
-    "integers": ((AUDIO * 32767).astype(np.int16), "floating point, got int16: scale"),
+    "integers": ((AUDIO * 32767).astype(np.int16), "floating point, got int16. Scale"),
     "NaN": (np.where(AUDIO > 0.5, np.nan, AUDIO), r"finite, got NaN or infinity in \d+ of 320 places"),
     "infinity": (jnp.asarray(AUDIO).at[0, 0, 3].set(jnp.inf), "in 1 of 320 places"),
     "float64 beyond float32": (np.full((1, 1, 320), 1e300), "in 320 of 320 places"),
@@ -50,14 +50,14 @@ BAD_CODES: dict[str, tuple[Any, str]] = {
     "a frame short": ([*CODES[:2], CODES[2][:, :-1]], r"have .*\[\(1, 10\), \(1, 20\), \(1, 40\)\], got"),
     "another batch": ([*CODES[:2], CODES[2].repeat(2, axis=0)], "same clips"),
     "no frames": ([level[:, :0] for level in CODES], "same clips"),
-    "flat": ([level[0] for level in CODES], r"codes\[0\] must be \(batch, frames\), got \(10,\)"),
-    "floats": ([level.astype(np.float32) for level in CODES], r"codes\[0\] must be an array of integers, got float32"),
-    "lists": ([level.tolist() for level in CODES], r"codes\[0\] must be an array of integers, got <class 'list'>"),
+    "flat": ([level[0] for level in CODES], r"`codes\[0\]` must be \(batch, frames\), got \(10,\)"),
+    "floats": ([level.astype(np.float32) for level in CODES], r"`codes\[0\]` must be an array of .* got float32"),
+    "lists": ([level.tolist() for level in CODES], r"`codes\[0\]` must be an array of integers, got <class 'list'>"),
     "too large": (
         [*CODES[:2], CODES[2] + 64],
-        r"codes\[2\] must be between 0 and .* \(=63\), got values from 64 to 64",
+        r"`codes\[2\]` must be between 0 and .* \(=63\), got values from 64 to 64",
     ),
-    "negative": ([CODES[0] - 1, *CODES[1:]], r"codes\[0\] must be between .* got values from -1 to -1"),
+    "negative": ([CODES[0] - 1, *CODES[1:]], r"`codes\[0\]` must be between .* got values from -1 to -1"),
     "too large, on the device": ([*CODES[:2], jnp.asarray(CODES[2]).at[0, 7].set(99)], "got values from 0 to 99"),
 }
 
@@ -90,7 +90,7 @@ def test_latents(model: snax.SNAC, latents: np.ndarray, message: str, method: st
 
 
 def test_latents_that_the_strides_do_not_divide(model: snax.SNAC) -> None:
-    with pytest.raises(ValueError, match=r"7 frames, not a multiple of all of \(4, 2, 1\)"):
+    with pytest.raises(ValueError, match=r"`latents` \(=7\) must be a multiple of each of `vq_strides`"):
         model.quantize(LATENTS[:, :7])
 
 
@@ -105,7 +105,7 @@ def test_windows_that_the_frames_do_not_fill() -> None:
     config = dataclasses.replace(small.CONFIG, latent_dim=0, encoder_dim=16, decoder_dim=64, attn_window_size=8)
     codes = [np.zeros((1, 20 // stride), np.int32) for stride in config.vq_strides]
     small.model(config).decode(codes)  # as in the reference: two windows of 10
-    with pytest.raises(ValueError, match="28 latent frames do not divide into equal windows of at least .* 8"):
+    with pytest.raises(ValueError, match=r"Cannot divide 28 latent frames into equal windows of at least .*\(=8\)"):
         small.model(config).decode([np.zeros((1, 28 // stride), np.int32) for stride in (4, 2, 1)])
 
 
@@ -119,9 +119,9 @@ def test_codes_on_host_on_device_and_traced() -> None:
     model = small.model()
     good = [np.asarray(level) for level in model.encode(small.audio())]
     wide = good[0].astype(np.uint64) + 2**32  # comes round to codes in 32 bits
-    with pytest.raises(ValueError, match=r"codes\[0\] must be between 0 and"):
+    with pytest.raises(ValueError, match=r"`codes\[0\]` must be between 0 and"):
         model.decode([wide, *map(jnp.asarray, good[1:])])
-    with pytest.raises(ValueError, match=r"codes\[1\] must be between 0 and"):
+    with pytest.raises(ValueError, match=r"`codes\[1\]` must be between 0 and"):
         jax.jit(lambda level: model.decode([level, good[1] + 64, good[2]]))(good[0])
-    with pytest.raises(ValueError, match=r"codes\[2\] must be between 0 and"):
+    with pytest.raises(ValueError, match=r"`codes\[2\]` must be between 0 and"):
         model.decode([jnp.asarray(good[0]), good[1], jnp.asarray(good[2] - 64)])

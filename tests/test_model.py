@@ -199,7 +199,7 @@ def test_rows_share_a_key_or_have_their_own(model: snax.SNAC) -> None:
 
 @pytest.mark.usefixtures("as_users_see_it")
 def test_keys_for_another_batch(model: snax.SNAC) -> None:
-    with pytest.raises(ValueError, match="key must be one, or one for each of 1 rows, got 3"):
+    with pytest.raises(ValueError, match="`key` must be one key, or one for each of the 1 rows, got 3"):
         model.decode(model.encode(small.audio()), key=jax.random.split(KEY, 3))
 
 

@@ -61,14 +61,14 @@ def test_depthwise_conv(dilation: int, time: int) -> None:
     assert_same(theirs, lambda x, w: ops.depthwise_conv(x, w.transpose(2, 1, 0), dilation), 24, time)
 
 
-@pytest.fixture(params=[ops.MANY_FRAMES, 1], ids=["one product", "three for two"])
-def many_frames(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "MANY_FRAMES", request.param)
+@pytest.fixture(params=[ops.WINOGRAD_MIN_FRAMES, 1], ids=["one product", "winograd"])
+def winograd_min_frames(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "WINOGRAD_MIN_FRAMES", request.param)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 4, 5, 7, 8])
 @pytest.mark.parametrize("extra", [0, 1])
-@pytest.mark.usefixtures("many_frames")
+@pytest.mark.usefixtures("winograd_min_frames")
 def test_strided_conv(stride: int, extra: int) -> None:
     theirs = torch.nn.Conv1d(8, 16, 2 * stride, stride, padding=-(-stride // 2), bias=False)
     assert_same(theirs, lambda x, w: ops.strided_conv(x, w.transpose(2, 1, 0)), 8, 12 * stride + extra)
@@ -76,7 +76,7 @@ def test_strided_conv(stride: int, extra: int) -> None:
 
 @pytest.mark.parametrize("stride", [2, 3, 4, 5, 7, 8])
 @pytest.mark.parametrize("frames", [1, 12, 13])
-@pytest.mark.usefixtures("many_frames")
+@pytest.mark.usefixtures("winograd_min_frames")
 def test_transposed_conv(stride: int, frames: int) -> None:
     theirs = torch.nn.ConvTranspose1d(
         16, 8, 2 * stride, stride, padding=-(-stride // 2), output_padding=stride % 2, bias=False

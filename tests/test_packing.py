@@ -35,7 +35,7 @@ NAMES = [
 
 def row_seconds(model: snax.SNAC, blocks: int) -> float:
     """Length of rows of `blocks` and one gap between the contexts."""
-    layout = _Layout.of(model, None, None, None)
+    layout = _Layout.create(model, None, None, None)
     return (2 * layout.context + layout.gap + blocks) * model.config.pad_multiple / model.config.sampling_rate
 
 
@@ -69,7 +69,7 @@ def test_any_clips_in_any_rows(name: str, data: st.DataObject) -> None:
 
 def test_one_compilation_serves_all_long_inputs() -> None:
     model = small.drawn("plain convolutions, odd rates")
-    row = _Layout.of(model, None, None, None).batch_stride * model.config.pad_multiple
+    row = _Layout.create(model, None, None, None).batch_stride * model.config.pad_multiple
     with (
         mock.patch.object(Encoder, "__call__", autospec=True, side_effect=Encoder.__call__) as encoder,
         mock.patch.object(Decoder, "__call__", autospec=True, side_effect=Decoder.__call__) as decoder,
@@ -82,7 +82,7 @@ def test_one_compilation_serves_all_long_inputs() -> None:
 
 def test_short_inputs_compute_short_rows() -> None:
     """At most an eighth more than the clips and the gaps between them, in lengths of four significant bits."""
-    layout, computed = _Layout.of(small.model(), None, None, None), set[int]()
+    layout, computed = _Layout.create(small.model(), None, None, None), set[int]()
     for count in range(1, layout.batch_stride + 2):
         fitted, clips = layout.fit([([np.zeros(count, np.int8)], None)], 1)
         assert len(list(clips)) == 1
@@ -92,7 +92,7 @@ def test_short_inputs_compute_short_rows() -> None:
     assert len(computed) <= 8 * layout.row_length.bit_length()
     two, _ = layout.fit([([np.zeros(5, np.int8)], None)] * 2, 1)
     assert two.row_length == 10 + layout.gap
-    for fixed in (_Layout.of(small.model(), 9.0, None, None), _Layout.of(small.model(), None, 1, None)):
+    for fixed in (_Layout.create(small.model(), 9.0, None, None), _Layout.create(small.model(), None, 1, None)):
         assert fixed.fit([], 1)[0] is fixed
 
 
@@ -180,23 +180,23 @@ def test_valid_in_a_batch_of_two_lengths(name: str) -> None:
 def test_a_smaller_gap_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
     model, clips = small.drawn("depthwise"), cut(small.audio(samples=20_000)[0, 0], [3200, 3200])
     exact = [jnp.concatenate(clip.codes) for clip in snax.encode_many(model, clips)]
-    layout = _Layout.of
+    create = _Layout.create
 
     def without_gap(*args: object) -> _Layout:
-        return packing.dataclasses.replace(layout(*args), gap=0)
+        return packing.dataclasses.replace(create(*args), gap=0)
 
-    monkeypatch.setattr(_Layout, "of", without_gap)
+    monkeypatch.setattr(_Layout, "create", without_gap)
     touching = [jnp.concatenate(clip.codes) for clip in snax.encode_many(model, clips)]
     assert any((a != b).any() for a, b in zip(exact, touching, strict=True))
 
 
 CLIP = small.audio()[0, 0]
 BAD_CLIPS = {
-    "batch axes": (CLIP[None, None], r"clips\[1\] must be mono audio.*\(samples,\), got \(1, 1, 320\)"),
-    "empty": (CLIP[:0], r"clips\[1\] must be .* at least one sample"),
-    "integers": (np.zeros(5, np.int16), r"clips\[1\] must be floating point, got int16: .*`clip / 32768`"),
-    "NaN": (np.where(CLIP > 0.5, np.nan, CLIP), r"clips\[1\] must be finite"),
-    "a list": ([0.0], r"clips\[1\] must be a JAX or NumPy array"),
+    "batch axes": (CLIP[None, None], r"`clips\[1\]` must be mono audio.*\(samples,\), got \(1, 1, 320\)"),
+    "empty": (CLIP[:0], r"`clips\[1\]` must be .* at least one sample"),
+    "integers": (np.zeros(5, np.int16), r"`clips\[1\]` must be floating point, got int16. .*`clip / 32768`"),
+    "NaN": (np.where(CLIP > 0.5, np.nan, CLIP), r"`clips\[1\]` must be finite"),
+    "a list": ([0.0], r"`clips\[1\]` must be a JAX or NumPy array"),
 }
 
 
@@ -210,10 +210,13 @@ def test_bad_clips(name: str) -> None:
 
 CODES = [np.zeros(2, np.int32), np.zeros(4, np.int32), np.zeros(8, np.int32)]
 BAD_CODES = {
-    "a level short": (CODES[:2], r"clips\[0\] can't be decoded: codes must be .* 3 arrays"),
-    "a batch": ([level[None] for level in CODES], r"clips\[0\] must be one array \(frames,\) for each level"),
-    "not in the codebook": ([*CODES[:2], CODES[2] + 64], r"clips\[0\] can't be decoded: codes\[2\] must be between"),
-    "more samples than codes": (snax.EncodedClip(tuple(CODES), 65), r"codes for 64 samples, so `samples` can't be 65"),
+    "a level short": (CODES[:2], r"`clips\[0\]` cannot be decoded: `codes` must be .* 3 arrays"),
+    "a batch": ([level[None] for level in CODES], r"`clips\[0\]` must be one array \(frames,\) for each level"),
+    "not in the codebook": ([*CODES[:2], CODES[2] + 64], r"`clips\[0\]` cannot be decoded: `codes\[2\]` must be"),
+    "more samples than codes": (
+        snax.EncodedClip(tuple(CODES), 65),
+        r"`samples` of `clips\[0\]` \(=65\) must be between 1 and 64",
+    ),
 }
 
 
@@ -227,17 +230,17 @@ def test_bad_codes(name: str) -> None:
 
 @pytest.mark.usefixtures("as_users_see_it")
 def test_bad_rows() -> None:
-    with pytest.raises(ValueError, match=r"row_seconds \(=0.01\) must be at least"):
+    with pytest.raises(ValueError, match=r"`row_seconds` \(=0.01\) must be at least"):
         list(snax.encode_many(small.model(), [CLIP], row_seconds=0.01))
     mesh = jax.make_mesh((4,), ("data",))
-    with pytest.raises(ValueError, match=r"rows \(=6\) must be a multiple of the 4 devices"):
+    with pytest.raises(ValueError, match=r"`rows` \(=6\) must be a positive multiple of the number of devices, 4"):
         list(snax.encode_many(small.model(), [CLIP], rows=6, mesh=mesh))
 
 
 @pytest.mark.usefixtures("as_users_see_it")
 def test_an_incomplete_attention_window() -> None:
     model = pair("attention of two heads, window longer than the strides")[1]
-    with pytest.raises(ValueError, match="has 8 latent frames, but attention works on windows of 12"):
+    with pytest.raises(ValueError, match="has 8 latent frames, which must be a multiple of the attention window, 12"):
         list(snax.decode_many(model, [CODES]))
 
 
@@ -251,7 +254,7 @@ def test_a_rate_of_one_cannot_be_cut() -> None:
 def test_computed_blocks() -> None:
     """Counted without computing anything, as many as are computed."""
     model = small.model()
-    layout = _Layout.of(model, None, None, None)
+    layout = _Layout.create(model, None, None, None)
     for counts in (
         [],
         [1],

@@ -171,13 +171,13 @@ def test_a_long_stream_goes_on() -> None:
 def test_bad_input() -> None:
     model = small.model()
     decoder, codes = snax.StreamDecoder(model), codes_of(model)
-    with pytest.raises(ValueError, match=r"lookahead \(=-1\) must be between 0 and"):
+    with pytest.raises(ValueError, match=r"`lookahead` \(=-1\) must be between 0 and"):
         snax.StreamDecoder(model, lookahead=-1)
-    with pytest.raises(ValueError, match=r"the state is one of 2 streams, got a batch of 1"):
+    with pytest.raises(ValueError, match=r"batch size \(=1\) must be that of the state, 2"):
         decoder.step(decoder.init_state(2), codes)
-    with pytest.raises(ValueError, match=r"codes\[2\] must be between 0"):
+    with pytest.raises(ValueError, match=r"`codes\[2\]` must be between 0"):
         decoder.step(decoder.init_state(), [*codes[:2], codes[2] + 64])
-    with pytest.raises(ValueError, match=r"audio must be \(batch, 1, samples\)"):
+    with pytest.raises(ValueError, match=r"`audio` must be \(batch, 1, samples\)"):
         snax.StreamEncoder(model).step(decoder.init_state(), np.zeros(5, np.float32))
     windowed = pair("attention of two heads, window longer than the strides")[1]
     decoder = snax.StreamDecoder(windowed)

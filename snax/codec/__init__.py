@@ -1,1 +1,1 @@
-"""The network: configuration, layers, quantizer and the model around them."""
+"""The network: configuration, layers, quantizer and model."""

@@ -1,4 +1,4 @@
-"""Attention within windows, as the 32 and 44 kHz models have it around the bottleneck."""
+"""Windowed self-attention, used around the bottleneck of the 32 and 44 kHz models."""
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,12 @@ from .layers import Context, Layer, Rngs, constant, uniform
 
 
 def rotary_frequencies() -> np.ndarray:
-    """Radians per frame of each pair of dimensions in a head (https://arxiv.org/abs/2104.09864), theta 10000."""
+    """Return the RoPE frequencies (https://arxiv.org/abs/2104.09864) in radians per frame, with theta 10000."""
     return (10000.0 ** -(np.arange(0, HEAD_DIM, 2) / HEAD_DIM)).astype(np.float32)
 
 
 def _rotate(x: Float[Array, "batch heads windows frames dim"]) -> Float[Array, "batch heads windows frames dim"]:
-    """Turns each pair (i, i + dim / 2) by its frequency times the frame's place in the window."""
+    """Apply RoPE: rotate each pair (i, i + dim / 2) by its frequency times the frame's position in the window."""
     angles = jnp.arange(x.shape[-2], dtype=jnp.float32)[:, None] * rotary_frequencies()[None]
     cos, sin = (f(angles)[None, None, None].astype(x.dtype) for f in (jnp.cos, jnp.sin))
     first, second = jnp.split(x, 2, axis=-1)
@@ -25,7 +25,7 @@ def _rotate(x: Float[Array, "batch heads windows frames dim"]) -> Float[Array, "
 
 
 class LayerNorm(nnx.Module):
-    """torch's `LayerNorm` over the channels, in float32 whatever the dtype of x."""
+    """torch's `LayerNorm` over the channels, always computed in float32."""
 
     def __init__(self, channels: int, *, rngs: Rngs):
         self.scale = constant(rngs, (channels,), 1.0)
@@ -40,7 +40,7 @@ class LayerNorm(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """Linear layer without a bias."""
+    """Linear layer without bias."""
 
     def __init__(self, in_channels: int, out_channels: int, *, rngs: Rngs):
         self.kernel = uniform(rngs, (in_channels, out_channels), fan_in=in_channels)
@@ -50,7 +50,7 @@ class Linear(nnx.Module):
 
 
 class LocalMHA(Layer):
-    """Multi-head self-attention in windows that do not overlap, normalised before and added to its input."""
+    """Residual pre-norm multi-head self-attention in non-overlapping windows."""
 
     def __init__(self, channels: int, window_size: int, *, rngs: Rngs):
         self.window_size = window_size
@@ -67,12 +67,12 @@ class LocalMHA(Layer):
         self, x: Float[Array, "batch frames channels"], context: Context = Context()
     ) -> Float[Array, "batch frames channels"]:
         batch, frames, channels = x.shape
-        # The reference splits into `frames // window_size` equal windows: 40 frames are one window of 40, not 32 + 8.
+        # As in the reference: `frames // window_size` equal windows. 40 frames are one window of 40, not 32 + 8.
         windows = frames // self.window_size
         if windows == 0 or frames % windows:
             raise ValueError(
-                f"{frames} latent frames do not divide into equal windows of at least `attn_window_size` "
-                f"(={self.window_size}) frames: pass a multiple of {self.window_size}."
+                f"Cannot divide {frames} latent frames into equal windows of at least `attn_window_size` "
+                f"(={self.window_size}) frames. Pass a multiple of {self.window_size} frames."
             )
         qkv = self.to_qkv(self.norm(x))
         qkv = qkv.reshape(batch, windows, frames // windows, 3, channels // HEAD_DIM, HEAD_DIM)

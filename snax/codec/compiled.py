@@ -1,4 +1,4 @@
-"""`jax.jit` for the codec's methods: precision, shardings and compiler options."""
+"""`jax.jit` for the methods of the codec, with matmul precision, shardings and compiler options."""
 
 import functools
 from collections.abc import Callable
@@ -8,35 +8,36 @@ import jax
 from jax.extend.core import get_opaque_trace_state
 from jax.sharding import PartitionSpec
 
-# For each float32 product XLA would compile dozens of Triton kernels to choose from, half a minute for a codec.
+# Without this option XLA autotunes dozens of Triton kernels for each float32 matmul: half a minute for a codec.
 GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
 
-# The trace state outside of `jit`, `vmap`, `grad` and other transformations.
+# The trace state outside of all transformations (`jit`, `vmap`, `grad`, ...).
 _NOT_TRACING = get_opaque_trace_state(convention="nnx")
 
 
 def compiled(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a method of a model, or a function of one, with its products at the model's `precision`.
+    """Compile a method of a model, or a function whose first argument is a model.
 
-    On a mesh with explicit axes (what `jax.make_mesh` makes) results are sharded over the batch as the argument is.
+    Matrix products use `model.precision`. On a mesh with explicit axes (the default of `jax.make_mesh`), results are
+    sharded over the batch like the first input.
     """
 
     @functools.wraps(method)
     def traced(self: Any, batched: Any, *args: Any) -> Any:
         sharding = jax.typeof(jax.tree.leaves(batched)[0]).sharding
-        in_mesh = method
+        run = method
         if sharding.mesh.explicit_axes:
-            in_mesh = jax.sharding.auto_axes(method, out_sharding=sharding.update(spec=PartitionSpec(sharding.spec[0])))
+            run = jax.sharding.auto_axes(method, out_sharding=sharding.update(spec=PartitionSpec(sharding.spec[0])))
         with jax.default_matmul_precision(self.precision):
-            return in_mesh(self, batched, *args)
+            return run(self, batched, *args)
 
     plain, on_gpu = jax.jit(traced), jax.jit(traced, compiler_options=GPU_OPTIONS)
 
     @functools.wraps(method)
     def call(self: Any, batched: Any, *args: Any) -> Any:
-        # JAX rejects compiler options inside another transformation.
+        # JAX rejects compiler options inside a transformation.
         outermost = get_opaque_trace_state(convention="nnx") == _NOT_TRACING
-        run = on_gpu if outermost and jax.default_backend() == "gpu" else plain
-        return run(self, batched, *args)
+        jitted = on_gpu if outermost and jax.default_backend() == "gpu" else plain
+        return jitted(self, batched, *args)
 
     return call

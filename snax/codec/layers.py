@@ -1,7 +1,7 @@
-"""The layers of the codec, named and ordered as in the reference.
+"""The layers of the codec, with the names and the order of the reference.
 
-Every layer maps (batch, time, channels) to the same, and knows its geometry in time: `receptive_field`, `block_size`
-and `output_ratio`. From these the runners derive how much context tiles, packed rows and streams need.
+Inputs and outputs are (batch, time, channels). Each layer has a `receptive_field`, a `block_size` and an
+`output_ratio`. Tiling, packing and streaming derive the context that they need from these.
 """
 
 import math
@@ -17,31 +17,31 @@ from jaxtyping import Bool, Float
 
 from . import ops
 
-# True where a step belongs to a clip; each value covers an equal number of steps. None: everywhere. Convolutions see
-# zeros at the other steps, as beyond the ends of an array, so that a clip does not see its neighbours.
+# True where a step belongs to a clip. Each value covers an equal number of steps. None: all steps belong to a clip.
+# Convolutions replace masked steps by zeros, as beyond the ends of an array, so clips in one row stay independent.
 PaddingMask = Bool[Array, "_ _"] | None
 
 
-def _inside(x: Float[Array, "batch time channels"], padding_mask: PaddingMask) -> Float[Array, "batch time channels"]:
-    """Replace masked steps by zeros."""
+def _mask(x: Float[Array, "batch time channels"], padding_mask: PaddingMask) -> Float[Array, "batch time channels"]:
+    """Replace masked steps by zeros, if there is a mask."""
     if padding_mask is None:
         return x
     return jnp.where(jnp.repeat(padding_mask, x.shape[1] // padding_mask.shape[1], axis=1)[..., None], x, 0)
 
 
-# None makes an abstract module, whose parameters are `jax.ShapeDtypeStruct`, for a checkpoint to fill. `nnx.eval_shape`
-# gives the same, but traces every initializer, which takes a second for the 24 kHz model.
+# None creates an abstract module, whose parameters are `jax.ShapeDtypeStruct`, to load a checkpoint into.
+# `nnx.eval_shape` gives the same, but traces every initializer, which takes a second for the 24 kHz model.
 Rngs = nnx.Rngs | None
 
 
 def parameter(rngs: Rngs, shape: tuple[int, ...], init: Callable[[nnx.Rngs], Array]) -> nnx.Param[Array]:
-    """A parameter from `init`, or an abstract one if `rngs` is None."""
+    """Create a parameter with `init`, or an abstract one if `rngs` is None."""
     value: Any = jax.ShapeDtypeStruct(shape, jnp.float32) if rngs is None else init(rngs)
     return nnx.Param(value)
 
 
 def uniform(rngs: Rngs, shape: tuple[int, ...], fan_in: int) -> nnx.Param[Array]:
-    """torch's default for linear layers, convolutions and their biases: U(-1, 1) / sqrt(fan_in)."""
+    """Create a parameter with torch's default initializer for kernels and biases: U(-1, 1) / sqrt(fan_in)."""
     return parameter(
         rngs, shape, lambda rngs: jax.random.uniform(rngs.params(), shape, minval=-1, maxval=1) / fan_in**0.5
     )
@@ -52,29 +52,29 @@ def constant(rngs: Rngs, shape: tuple[int, ...], value: float) -> nnx.Param[Arra
 
 
 class Context(NamedTuple):
-    """The inputs of a layer apart from the signal."""
+    """Inputs of a layer in addition to the signal."""
 
     padding_mask: PaddingMask = None
-    # For each decoder block the noise at each time step of its output, (batch or 1, time). None: no noise.
+    # For each decoder block, the noise for each time step of its output, (batch or 1, time). None: no noise.
     noise: Sequence[Float[Array, "_ time"]] | None = None
 
 
 class Layer(nnx.Module):
-    """A layer with its geometry in time, in steps of its input."""
+    """Base class of layers. Its properties are in steps of the input."""
 
     @property
     def receptive_field(self) -> int:
-        """Steps on each side of its own that an output depends on."""
+        """Steps before and after its own that an output depends on."""
         return 0
 
     @property
     def block_size(self) -> int:
-        """Steps that are computed together, counted from the beginning of the clip."""
+        """Steps that the layer processes as one block, such as a stride or an attention window."""
         return 1
 
     @property
     def output_ratio(self) -> Fraction:
-        """Steps of the output for each step of the input."""
+        """Output steps per input step."""
         return Fraction(1)
 
     def __call__(self, x: Float[Array, "batch time _"], context: Context = Context()) -> Float[Array, "batch _ _"]:
@@ -112,12 +112,12 @@ def flatten(layers: Iterable[Layer]) -> Iterator[Layer]:
 
 
 def output_ratio(layers: Iterable[Layer]) -> Fraction:
-    """The output ratio of all layers together."""
+    """Return the output ratio of all layers together."""
     return math.prod((layer.output_ratio for layer in flatten(layers)), start=Fraction(1))
 
 
 def receptive_field(layers: Iterable[Layer]) -> int:
-    """The receptive field of all layers together, in steps of the input, rounded up to whole blocks at each layer."""
+    """Return the receptive field of all layers together, in input steps, rounded up to whole blocks at each layer."""
     steps = Fraction(0)
     for layer in reversed(list(flatten(layers))):
         steps = Fraction(round_up(steps / layer.output_ratio + layer.receptive_field, layer.block_size))
@@ -125,12 +125,12 @@ def receptive_field(layers: Iterable[Layer]) -> int:
 
 
 def round_up(value: Fraction | int, multiple: int) -> int:
-    """The next multiple."""
+    """Round up to a multiple of `multiple`."""
     return math.ceil(value / multiple) * multiple
 
 
 class Snake(Layer):
-    """Periodic activation with a learned frequency for each channel."""
+    """Snake activation (https://arxiv.org/abs/2006.08195) with a learned frequency per channel."""
 
     def __init__(self, channels: int, *, rngs: Rngs):
         self.alpha = constant(rngs, (1, 1, channels), 1.0)
@@ -142,7 +142,7 @@ class Snake(Layer):
 
 
 class Tanh(Layer):
-    """tanh."""
+    """Hyperbolic tangent."""
 
     def __call__(
         self, x: Float[Array, "batch time channels"], context: Context = Context()
@@ -151,7 +151,7 @@ class Tanh(Layer):
 
 
 class Conv(Layer):
-    """Convolution that keeps the length; with `groups` = channels, each channel by itself."""
+    """Convolution that keeps the length. `groups` is 1, or the number of channels for a depthwise convolution."""
 
     def __init__(
         self,
@@ -177,16 +177,16 @@ class Conv(Layer):
         self, x: Float[Array, "batch time in_channels"], context: Context = Context()
     ) -> Float[Array, "batch time out_channels"]:
         if self.receptive_field:
-            x = _inside(x, context.padding_mask)
+            x = _mask(x, context.padding_mask)
         apply = ops.conv if self.groups == 1 else ops.depthwise_conv
         y = apply(x, self.kernel[...], self.dilation)
         return y if self.bias is None else y + self.bias[None, None]
 
 
 class StridedConv(Layer):
-    """Convolution of 2 * stride taps that makes one frame of every `stride` steps.
+    """Convolution with kernel size 2 * stride that downsamples by `stride`.
 
-    At a stride of 1 it makes one frame more than there are steps, as the reference does.
+    As in the reference, a stride of 1 adds one frame.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, *, rngs: Rngs):
@@ -210,15 +210,15 @@ class StridedConv(Layer):
     def __call__(
         self, x: Float[Array, "batch time in_channels"], context: Context = Context()
     ) -> Float[Array, "batch frames out_channels"]:
-        return ops.strided_conv(_inside(x, context.padding_mask), self.kernel[...]) + self.bias[None, None]
+        return ops.strided_conv(_mask(x, context.padding_mask), self.kernel[...]) + self.bias[None, None]
 
 
 class TransposedConv(Layer):
-    """Transposed convolution of 2 * stride taps that makes `stride` steps of every frame."""
+    """Transposed convolution with kernel size 2 * stride that upsamples by `stride`."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, *, rngs: Rngs):
         self.stride = stride
-        fan_in = 2 * stride * out_channels  # as torch counts it: dimension 1 of (in, out, taps)
+        fan_in = 2 * stride * out_channels  # as in torch: from dimension 1 of (in, out, taps)
         self.kernel = uniform(rngs, (2, in_channels, stride, out_channels), fan_in)
         self.bias = uniform(rngs, (out_channels,), fan_in)
 
@@ -233,16 +233,17 @@ class TransposedConv(Layer):
     def __call__(
         self, x: Float[Array, "batch frames in_channels"], context: Context = Context()
     ) -> Float[Array, "batch time out_channels"]:
-        return ops.transposed_conv(_inside(x, context.padding_mask), self.kernel[...]) + self.bias[None, None]
+        return ops.transposed_conv(_mask(x, context.padding_mask), self.kernel[...]) + self.bias[None, None]
 
 
-# Of all convolutions without a stride but the pointwise ones; and of the residual units of a block.
+# The kernel size of all convolutions that are neither strided nor pointwise.
 KERNEL_SIZE = 7
+# The dilations of the residual units of a block.
 DILATIONS = (1, 3, 9)
 
 
 class ResidualUnit(Layer):
-    """x + pointwise(snake(dilated(snake(x))))."""
+    """x + pointwise_conv(snake(dilated_conv(snake(x))))."""
 
     def __init__(self, channels: int, *, dilation: int, groups: int, rngs: Rngs):
         self.snake1 = Snake(channels, rngs=rngs)
@@ -270,7 +271,7 @@ def _residual_units(channels: int, *, depthwise: bool, rngs: Rngs) -> nnx.List[R
 
 
 class EncoderBlock(Sequential):
-    """Residual units, then one frame, of more channels, for every `stride` steps."""
+    """Residual units, then a strided convolution."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, *, depthwise: bool, rngs: Rngs):
         self.residual_units = _residual_units(in_channels, depthwise=depthwise, rngs=rngs)
@@ -283,10 +284,10 @@ class EncoderBlock(Sequential):
 
 
 class NoiseBlock(Layer):
-    """Adds noise whose amplitude in each channel depends on the signal; all channels share one draw a time step."""
+    """Add noise, scaled in each channel by a projection of the signal. All channels share one draw per time step."""
 
     def __init__(self, channels: int, *, index: int, rngs: Rngs):
-        self.index = index  # of the decoder block
+        self.index = index  # the position of its decoder block in the decoder
         self.linear = Conv(channels, channels, 1, use_bias=False, rngs=rngs)
 
     @jax.named_scope("noise")
@@ -299,7 +300,7 @@ class NoiseBlock(Layer):
 
 
 class DecoderBlock(Sequential):
-    """`EncoderBlock` backwards, with noise after the transposed convolution."""
+    """A transposed convolution, noise, then residual units."""
 
     def __init__(
         self, in_channels: int, out_channels: int, stride: int, *, index: int, noise: bool, depthwise: bool, rngs: Rngs

@@ -1,4 +1,4 @@
-"""Encoder, decoder and the codec around them."""
+"""The model: encoder, decoder and `SNAC`."""
 
 import itertools
 import operator
@@ -56,8 +56,8 @@ class Encoder(Sequential):
         self, audio: Float[Array, "batch samples 1"], context: Context = Context()
     ) -> Float[Array, "batch frames channels"]:
         layers = self.layers
-        deep = len(self.blocks)  # from the last block on
-        return run(layers[deep:], map_tiles(layers[:deep], audio, context), context)
+        last_block = len(self.blocks)  # its index, because `conv_in` comes first
+        return run(layers[last_block:], map_tiles(layers[:last_block], audio, context), context)
 
 
 class Decoder(Sequential):
@@ -95,37 +95,40 @@ class Decoder(Sequential):
         self, latents: Float[Array, "batch frames channels"], context: Context = Context()
     ) -> Float[Array, "batch samples 1"]:
         layers = self.layers
-        shallow = layers.index(self.blocks[0]) + 1  # after the first block
-        return map_tiles(layers[shallow:], run(layers[:shallow], latents, context), context)
+        second_block = layers.index(self.blocks[0]) + 1
+        return map_tiles(layers[second_block:], run(layers[:second_block], latents, context), context)
 
 
 TANH = Tanh()
 
 
 class SNAC(nnx.Module):
-    """The codec: mono audio <-> codes of several time scales, one array a level, coarse to fine.
+    """The codec: mono audio <-> codes at several time scales, one array per level, coarse to fine.
 
-    A pytree. Its methods are compiled once per shape and compose with `jit`, `vmap`, `grad` and shardings. They compute
-    in the dtype of the parameters. Matrix products have the given `precision`: TPUs and recent GPUs need "highest" for
-    the reference's tokens, because their default rounds to bfloat16 or TF32.
+    The model is a pytree. Its methods are compiled once per shape, and compose with `jit`, `vmap`, `grad` and
+    shardings. They compute in the dtype of the parameters.
 
-    Bad input raises `ValueError`. Rank, channels and dtype are always checked; NaN, infinity and codes outside the
-    codebook only outside of a `jit`, where values are known. Inside a `jit` such codes are clamped to the codebook.
+    Invalid input raises `ValueError`. Rank, channels and dtype are always checked. NaN, infinity and codes outside the
+    codebook are checked only outside of `jit`, where values are known. Inside `jit`, codes are clamped to the codebook.
 
-    For clips of different lengths in a batch pass `padding_mask`, (batch, latent frames), True where a frame belongs to
-    a clip. Masked frames act as zero padding, so each clip gets the result that it would get alone. Outputs at masked
-    frames are undefined. Clips begin and end at multiples of `config.pad_multiple` samples, and audio is zero-padded to
-    them. Several clips in one row need a gap between them: `snax.encode_many` and `snax.decode_many` take care of it.
+    For clips of different lengths in a batch, pass a `padding_mask`, (batch, latent frames), True where a frame belongs
+    to a clip. Masked frames act as zero padding, so each clip gets the result it would get alone. Outputs at masked
+    frames are undefined. Each clip must be zero-padded to a multiple of `config.pad_multiple` samples. To put several
+    clips in one row, use `snax.encode_many` and `snax.decode_many`, which leave the required gaps.
 
     Args:
         config: the architecture.
-        precision: one of JAX's matmul precisions, see `jax.default_matmul_precision`.
-        rngs: initializes the parameters from torch's distributions. None makes an abstract model, whose parameters are
-            `jax.ShapeDtypeStruct`. For trained parameters use `snax.load`.
+        precision: the precision of matrix products, see `jax.default_matmul_precision`. TPUs and recent GPUs need
+            "highest" for the reference's tokens, because their default rounds to bfloat16 or TF32.
+        rngs: initializes the parameters with torch's distributions. None creates an abstract model, whose parameters
+            are `jax.ShapeDtypeStruct`. For trained parameters use `snax.load`.
+
+    Raises:
+        ValueError: if `precision` is not one of JAX's matmul precisions.
     """
 
     def __init__(self, config: SNACConfig, *, precision: str = "highest", rngs: Rngs):
-        with jax.default_matmul_precision(precision):  # raises ValueError for what is none
+        with jax.default_matmul_precision(precision):  # raises ValueError if it is not valid
             pass
         self.config = config
         self.precision = precision
@@ -144,10 +147,18 @@ class SNAC(nnx.Module):
         *,
         padding_mask: Bool[Array | np.ndarray, "batch frames"] | None = None,
     ) -> tuple[Int32[Array, "batch _"], ...]:
-        """Encode audio at `config.sampling_rate`, zero-padded to a multiple of `config.pad_multiple` samples.
+        """Encode audio to codes.
+
+        Args:
+            audio: (batch, 1, samples) at `config.sampling_rate`. Zero-padded to a multiple of `config.pad_multiple`.
+            padding_mask: (batch, padded samples / hop_length), True where a latent frame belongs to a clip. Default:
+                all frames.
 
         Returns:
             One array for each of `config.vq_strides`, (batch, padded samples / hop_length / stride), coarse to fine.
+
+        Raises:
+            ValueError: if `audio` or `padding_mask` is invalid.
         """
         padded = self._padded(audio)
         check_padding_mask(padding_mask, self.config, len(padded), padded.shape[-1] // self.config.hop_length)
@@ -160,12 +171,20 @@ class SNAC(nnx.Module):
         key: PRNGKeyArray | Key[Array, " batch"] | None = None,
         padding_mask: Bool[Array | np.ndarray, "batch frames"] | None = None,
     ) -> Float[Array, "batch 1 samples"]:
-        """Decode codes to `hop_length` samples per latent frame, the padding of `encode` included.
+        """Decode codes to audio.
 
         Args:
-            key: for the noise that the reference adds on every call (if `config.noise`): one key per row, (batch,), or
-                one for all rows. Noise is a function of (key, frame index): identical whole, batched or streamed.
-                Without a key there is no noise.
+            codes: one (batch, frames / stride) integer array for each of `config.vq_strides`, coarse to fine.
+            key: the key of the noise that the reference adds in every call (if `config.noise`): one key for all rows or
+                one per row, (batch,). Noise is a function of (key, frame index): identical whole, batched or streamed.
+                Default: no noise.
+            padding_mask: (batch, frames), True where a latent frame belongs to a clip. Default: all frames.
+
+        Returns:
+            (batch, 1, frames * hop_length). As in the reference, the padding of `encode` is not trimmed.
+
+        Raises:
+            ValueError: if `codes`, `key` or `padding_mask` is invalid.
         """
         checked = self._checked(codes)
         check_padding_mask(padding_mask, self.config, len(checked[0]), checked[0].shape[1] * self.config.vq_strides[0])
@@ -177,9 +196,17 @@ class SNAC(nnx.Module):
         *,
         key: PRNGKeyArray | Key[Array, " batch"] | None = None,
     ) -> tuple[Float[Array, "batch 1 samples"], tuple[Int32[Array, "batch _"], ...]]:
-        """Encode and decode `audio`. Returns audio of the same length, and the codes.
+        """Encode and decode audio. Differentiable, with a straight-through gradient for the codes.
 
-        Differentiable: the gradient passes straight through the codes.
+        Args:
+            audio: as in `encode`.
+            key: as in `decode`.
+
+        Returns:
+            The reconstructed audio, trimmed to the length of the input, and the codes.
+
+        Raises:
+            ValueError: if `audio` or `key` is invalid.
         """
         reconstructed, codes = self._reconstruct(self._padded(audio), key)
         return reconstructed[..., : audio.shape[-1]], codes
@@ -190,7 +217,7 @@ class SNAC(nnx.Module):
         *,
         padding_mask: Bool[Array | np.ndarray, "batch frames"] | None = None,
     ) -> Float[Array, "batch frames latent_dim"]:
-        """Latents of `audio`, which is padded as by `encode`."""
+        """Encode audio to latents. `audio` and `padding_mask` are those of `encode`."""
         padded = self._padded(audio)
         check_padding_mask(padding_mask, self.config, len(padded), padded.shape[-1] // self.config.hop_length)
         return self._audio_to_latents(padded, padding_mask)
@@ -198,18 +225,26 @@ class SNAC(nnx.Module):
     def quantize(
         self, latents: Float[Array | np.ndarray, "batch frames latent_dim"]
     ) -> tuple[Float[Array, "batch frames latent_dim"], tuple[Int32[Array, "batch _"], ...]]:
-        """Quantize latents. Returns the quantized latents, with a straight-through gradient, and their codes."""
+        """Quantize latents.
+
+        Returns:
+            The quantized latents, with a straight-through gradient, and the codes.
+
+        Raises:
+            ValueError: if `latents` is invalid, or its number of frames is not a multiple of each stride.
+        """
         check_latents(latents, self.config)
         if any(latents.shape[1] % stride for stride in self.config.vq_strides):
             raise ValueError(
-                f"latents have {latents.shape[1]} frames, not a multiple of all of {self.config.vq_strides}."
+                f"The number of frames of `latents` (={latents.shape[1]}) must be a multiple of each of `vq_strides` "
+                f"(={self.config.vq_strides})."
             )
         return self._quantize(jnp.asarray(latents, self.dtype))
 
     def dequantize(
         self, codes: Sequence[Integer[Array | np.ndarray, "batch _"]]
     ) -> Float[Array, "batch frames latent_dim"]:
-        """Latents of codes."""
+        """Return the quantized latents of codes."""
         return self._dequantize(self._checked(codes))
 
     def latents_to_audio(
@@ -219,7 +254,7 @@ class SNAC(nnx.Module):
         key: PRNGKeyArray | Key[Array, " batch"] | None = None,
         padding_mask: Bool[Array | np.ndarray, "batch frames"] | None = None,
     ) -> Float[Array, "batch 1 samples"]:
-        """Decode latents to audio. `key` is as in `decode`."""
+        """Decode latents to audio. `key` and `padding_mask` are those of `decode`."""
         check_latents(latents, self.config)
         check_padding_mask(padding_mask, self.config, *latents.shape[:2])
         return self._latents_to_audio(jnp.asarray(latents, self.dtype), key, padding_mask)
@@ -246,7 +281,9 @@ class SNAC(nnx.Module):
             positions = jnp.arange(latents.shape[1])[None] if positions is None else positions
             noise = draw_noise(self.config, key, positions)
             if len(noise[0]) not in (1, len(latents)):
-                raise ValueError(f"key must be one, or one for each of {len(latents)} rows, got {len(noise[0])}.")
+                raise ValueError(
+                    f"`key` must be one key, or one for each of the {len(latents)} rows, got {len(noise[0])} keys."
+                )
         return self.decoder(latents, Context(padding_mask, noise)).swapaxes(1, 2)
 
     @compiled
@@ -269,7 +306,7 @@ class SNAC(nnx.Module):
         return self._latents_to_audio(quantized, key), codes
 
     def _padded(self, audio: Array | np.ndarray) -> Array | np.ndarray:
-        """Check and pad audio before `jit`, so that all lengths up to a pad multiple share one compilation."""
+        """Check and pad audio. Padding outside of `jit` lets lengths up to a pad multiple share one compilation."""
         check_audio(audio)
         padding = -audio.shape[-1] % self.config.pad_multiple
         if padding:
@@ -285,21 +322,27 @@ class SNAC(nnx.Module):
 def draw_noise(
     config: SNACConfig, key: PRNGKeyArray | Key[Array, " batch"], positions: Int32[Array, "_ frames"]
 ) -> tuple[Float[Array, "_ _"], ...]:
-    """Standard normal values for the time steps of each decoder block, (rows, steps).
+    """Draw standard normal noise, a function of the key and the position of each latent frame in its clip.
 
-    They are a function of a key, one for all rows or one for each, and of the latent frame's position in its clip.
+    Args:
+        config: the architecture.
+        key: one key for all rows or one per row, (batch,).
+        positions: the position of each latent frame in its clip, (1 or batch, frames).
+
+    Returns:
+        For each decoder block, the noise for each time step of its output, (1 or batch, steps).
     """
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
-    fold_each = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+    fold_in_positions = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
     per_row = 0 if key.ndim else None
     if per_row == 0 and len(positions) == 1:
         positions = jnp.broadcast_to(positions, (len(key), positions.shape[1]))
-    keys = jax.vmap(fold_each, in_axes=(per_row, 0))(key, positions)
+    keys = jax.vmap(fold_in_positions, in_axes=(per_row, 0))(key, positions)
 
-    def draw(block: int, samples: int) -> Array:
-        normal = jax.vmap(jax.vmap(lambda frame: jax.random.normal(jax.random.fold_in(frame, block), (samples,))))
+    def draw(block: int, steps: int) -> Array:
+        normal = jax.vmap(jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, block), (steps,))))
         return normal(keys).reshape(len(positions), -1)
 
-    samples_per_frame = itertools.accumulate(config.decoder_rates, operator.mul)
-    return tuple(draw(block, samples) for block, samples in enumerate(samples_per_frame))
+    steps_per_frame = itertools.accumulate(config.decoder_rates, operator.mul)
+    return tuple(draw(block, steps) for block, steps in enumerate(steps_per_frame))

@@ -1,4 +1,4 @@
-"""Multi-scale residual vector quantization: coarse levels see the latents averaged over longer stretches."""
+"""Multi-scale residual vector quantization: coarse levels quantize latents averaged over several frames."""
 
 import functools
 from collections.abc import Sequence
@@ -15,23 +15,23 @@ from .layers import Conv, Rngs, parameter
 
 
 def _normalize(x: Float[Array, "*shape dim"]) -> Float[Array, "*shape dim"]:
-    """Unit length along the last axis, as torch's `normalize`: shorter than 1e-12 is left short."""
+    """Scale the last axis to unit length. As torch's `normalize`, divide by at least 1e-12."""
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 class Quantized(NamedTuple):
-    """A quantizer's results; those of several levels have a tuple of `codes` and of `z_e`."""
+    """The results of a quantizer. For several levels, `codes` and `z_e` are tuples with one array per level."""
 
     z_q: Float[Array, "batch frames channels"]
-    """The latents that the codes stand for. The gradient passes straight through."""
+    """The quantized latents, with a straight-through gradient."""
     codes: Any
     """(batch, level_frames) int32."""
     z_e: Any
-    """(batch, level_frames, codebook_dim): the projected latents that were looked up, not normalised."""
+    """(batch, level_frames, codebook_dim): the projected latents before the lookup, not normalized."""
 
 
 class VectorQuantize(nnx.Module):
-    """One level: average over `stride` frames, project, nearest codebook row by angle, project back, repeat."""
+    """One level: average over `stride` frames, project, look up the nearest codebook vector, project back, repeat."""
 
     def __init__(self, channels: int, codebook_size: int, codebook_dim: int, stride: int, *, rngs: Rngs):
         self.stride = stride
@@ -46,24 +46,24 @@ class VectorQuantize(nnx.Module):
         z_e = self.in_proj(pooled)
         codes = self.nearest(z_e)
         rows = self.codebook[...][codes]
-        # Straight through: the gradient passes as if the codebook were not there. The sum rounds as the reference does.
+        # The gradient skips the codebook. The sum is written as in the reference, to round the same way.
         straight_through = z_e + lax.stop_gradient(rows - z_e)
         return Quantized(self._project_back(straight_through), codes, z_e)
 
     def nearest(self, projected: Float[Array, "batch frames dim"]) -> Int32[Array, "batch frames"]:
-        """The codebook row nearest to each vector once both are normalised; of equals, the lowest index.
+        """Return the index of the nearest codebook vector by angle. The lowest index wins a tie.
 
-        In float32 whatever the model's dtype: 4096 directions are closer to each other than bfloat16 can tell.
+        Always in float32: bfloat16 cannot separate 4096 directions.
         """
         vectors = _normalize(projected.astype(jnp.float32))
         rows = _normalize(self.codebook[...].astype(jnp.float32))
-        # Written out as the reference writes it, so that rounding falls the same way between two close rows.
+        # Written as in the reference, so that rounding decides the same way between two close vectors.
         similarities = jnp.matmul(2 * vectors, rows.T, precision=lax.Precision.HIGHEST)
         distances = jnp.square(vectors).sum(-1, keepdims=True) - similarities + jnp.square(rows).sum(-1)[None, None]
         return jnp.argmin(distances, axis=-1)
 
     def dequantize(self, codes: Integer[Array, "batch level_frames"]) -> Float[Array, "batch frames channels"]:
-        """What `codes` of this level add to the latents."""
+        """Return the contribution of this level's codes to the latents."""
         return self._project_back(self.codebook[...][codes])
 
     def _project_back(self, rows: Float[Array, "batch level_frames dim"]) -> Float[Array, "batch frames channels"]:
@@ -71,7 +71,7 @@ class VectorQuantize(nnx.Module):
 
 
 class ResidualVectorQuantize(nnx.Module):
-    """The levels, coarse to fine, each quantizing what the ones before it left over."""
+    """All levels, coarse to fine. Each level quantizes the residual of the levels before it."""
 
     def __init__(self, config: SNACConfig, *, rngs: Rngs):
         self.quantizers = nnx.List(
@@ -81,7 +81,7 @@ class ResidualVectorQuantize(nnx.Module):
 
     @jax.named_scope("quantizer")
     def __call__(self, latents: Float[Array, "batch frames channels"], num_levels: int | None = None) -> Quantized:
-        """Quantize with the first `num_levels` levels, by default all."""
+        """Quantize `latents` with the first `num_levels` levels. Default: all levels."""
         z_q, residual, codes, z_e = jnp.zeros_like(latents), latents, [], []
         for quantizer in self.quantizers[:num_levels]:
             level = quantizer(residual)
@@ -92,6 +92,6 @@ class ResidualVectorQuantize(nnx.Module):
 
     @jax.named_scope("quantizer")
     def dequantize(self, codes: Sequence[Integer[Array, "batch _"]]) -> Float[Array, "batch frames channels"]:
-        """The sum of what all levels' codes stand for."""
+        """Return the latents of `codes`, the sum over all levels."""
         levels = [quantizer.dequantize(level) for quantizer, level in zip(self.quantizers, codes, strict=True)]
         return functools.reduce(jnp.add, levels)

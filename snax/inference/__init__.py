@@ -1,1 +1,1 @@
-"""Ways to run the codec: packed rows and streams."""
+"""Ways to run the codec: packing and streaming."""

@@ -1,15 +1,15 @@
-"""Packing: clips of any length in rows of one fixed shape. Each clip gets the codes and the audio that it gets alone.
+"""Packing: clips of any length in rows of one fixed shape. Each clip gets the result it would get alone.
 
-Clips are concatenated to one long sequence. Each clip is padded to whole blocks, and between two clips lies a gap that
-is wider than the receptive field of any single layer. A padding mask marks the clips. Rows of a fixed length are cut
-from the sequence, and overlap by the context that the network needs:
+Clips are concatenated to one sequence, with gaps at least as long as the receptive field of the widest layer. A padding
+mask is True at clips and False at gaps. Rows of one fixed length are cut from the sequence. They overlap by the context
+that the network needs:
 
     sequence  | clip 0   | gap | clip 1                       | gap | clip 2     |
     row 0     [context |                     | context]
     row 1                          [context |                     | context]
 
-A block is a pad multiple (`config.pad_multiple` samples). One compilation serves all lengths, and memory does not
-depend on them.
+Lengths are in blocks of `config.pad_multiple` samples, and each clip is padded to whole blocks. One compilation serves
+all clips, and memory does not depend on their lengths.
 """
 
 import dataclasses
@@ -30,13 +30,13 @@ from ..codec.inputs import check_clip, check_clip_codes, check_cuttable
 from ..codec.layers import flatten, receptive_field, round_up
 from ..codec.model import SNAC
 
-# The length of a row over its context on one side: 2 % of the audio is computed twice. At 24 kHz a row has 25.6 s.
-# Longer rows save little; shorter rows save less memory than the model's weights take.
+# The default row length, as a multiple of the context on one side. 2 % of the audio is computed twice. Rows are 25.6 s
+# long at 24 kHz. Longer rows save little. Shorter rows save less memory than the model's weights take.
 ROW_CONTEXTS = 100
 
 
 class EncodedClip(NamedTuple):
-    """The codes of one clip, (frames / stride,) for each level, and its length in samples if known."""
+    """The codes of one clip, one (frames / stride,) array per level, and its length in samples if known."""
 
     codes: Sequence[Integer[np.ndarray | Array, " _"]]
     samples: int | None = None
@@ -50,23 +50,27 @@ def encode_many(
     rows: int | None = None,
     mesh: Mesh | None = None,
 ) -> Iterator[EncodedClip]:
-    """Encode clips of any lengths. Yields each clip's codes, in order: those of `model.encode(clip[None, None])`.
+    """Encode clips of any length.
+
+    If `row_seconds`, `rows` and `mesh` are all None and the clips fit in one row, the row is only as long as the clips.
+    Its length is rounded up to four significant bits, so that few lengths are compiled.
 
     Args:
-        clips: mono audio. Read lazily, so a generator may load files.
-        row_seconds: length of a packed row. Default: 100 times the context on one side, 25.6 s at 24 kHz. Longer rows
-            take more memory, shorter rows compute more audio twice.
-        rows: rows per batch. Default: one for each device of the mesh.
-        mesh: the devices among which rows are divided; all its axes are used. Default: JAX's default device.
+        model: the codec.
+        clips: mono audio, (samples,) each. Read lazily, so a generator can load files.
+        row_seconds: length of a row. Default: 100 times the context on one side, 25.6 s at 24 kHz. Longer rows take
+            more memory. Shorter rows compute more audio twice.
+        rows: rows per batch. Default: one per device of the mesh.
+        mesh: the devices to divide the rows among, over all axes of the mesh. Default: JAX's default device.
 
-    If `row_seconds`, `rows` and `mesh` are all None and the clips fit in one row, the row is only as long as they are,
-    rounded up to four significant bits so that few lengths are compiled.
+    Yields:
+        The codes of each clip, in order. They equal those of `model.encode(clip[None, None])`.
 
     Raises:
-        ValueError: for a clip that is not finite mono audio, when it is reached; for rows that are too short, or not
-            divisible among the devices.
+        ValueError: if a clip is not finite mono audio (raised when the clip is reached), if rows are too short, or if
+            `rows` is not a multiple of the number of devices.
     """
-    layout = _Layout.of(model, row_seconds, rows, mesh)
+    layout = _Layout.create(model, row_seconds, rows, mesh)
     model = layout.replicate(model)
 
     def run(positions: np.ndarray, audio: np.ndarray) -> Sequence[Array]:
@@ -86,19 +90,24 @@ def decode_many(
     rows: int | None = None,
     mesh: Mesh | None = None,
 ) -> Iterator[Float[np.ndarray, " samples"]]:
-    """Decode clips of any lengths. Yields each clip's audio, in order: that of `model.decode` on its codes alone.
+    """Decode clips of any length.
 
     Args:
-        clips: the results of `encode_many`, whose audio is trimmed to their length; or codes, whose audio is not.
-        key: for the noise, which is that of `model.decode(codes, key=key)` for each clip. Without a key there is none.
+        model: the codec.
+        clips: the results of `encode_many`, or codes, one (frames / stride,) array per level.
+        key: the key of the noise. Each clip gets the noise of `model.decode(codes, key=key)`. Default: no noise.
         row_seconds: as in `encode_many`.
         rows: as in `encode_many`.
         mesh: as in `encode_many`.
 
+    Yields:
+        The audio of each clip, (samples,), in order. It equals that of `model.decode`. For an `EncodedClip` with a
+        length, it is trimmed to this length.
+
     Raises:
-        ValueError: for codes that can't be decoded, when they are reached; for rows as in `encode_many`.
+        ValueError: if codes are invalid (raised when they are reached), or rows are invalid as in `encode_many`.
     """
-    layout = _Layout.of(model, row_seconds, rows, mesh)
+    layout = _Layout.create(model, row_seconds, rows, mesh)
     model = layout.replicate(model)
     frames = np.arange(layout.block_frames)
 
@@ -114,8 +123,8 @@ def decode_many(
 
 
 def computed_blocks(model: SNAC, blocks: Sequence[int], mesh: Mesh | None = None) -> int:
-    """Pad multiples that `encode_many` computes for clips of `blocks` pad multiples each, context and gaps included."""
-    layout = _Layout.of(model, None, None, mesh)
+    """Return the number of blocks that `encode_many` computes for clips of these lengths, with context and gaps."""
+    layout = _Layout.create(model, None, None, mesh)
     length = sum(blocks) + layout.gap * max(0, len(blocks) - 1)
     return math.ceil(length / layout.batch_stride) * layout.rows * layout.row_length
 
@@ -126,15 +135,15 @@ def _as_encoded(clip: EncodedClip | Sequence[np.ndarray | Array]) -> EncodedClip
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """How rows are cut. Lengths are in blocks, the frames of a pad multiple."""
+    """Geometry of the rows. Lengths are in blocks."""
 
-    block_frames: int
-    rows: int
-    row_length: int  # context included
-    context: int  # to each side of a row
+    block_frames: int  # latent frames per block
+    rows: int  # per batch
+    row_length: int  # with the context on both sides
+    context: int  # on each side of a row
     gap: int  # between two clips
     mesh: Mesh | None
-    fixed: bool  # whether clips that need less than one row get a whole one all the same
+    fixed: bool  # False: `fit` may shorten the row
 
     @property
     def row_stride(self) -> int:
@@ -147,7 +156,7 @@ class _Layout:
         return self.rows * self.row_stride
 
     @classmethod
-    def of(cls, model: SNAC, row_seconds: float | None, rows: int | None, mesh: Mesh | None) -> "_Layout":
+    def create(cls, model: SNAC, row_seconds: float | None, rows: int | None, mesh: Mesh | None) -> "_Layout":
         config = model.config
         check_cuttable(config)
         block_frames = config.pad_multiple // config.hop_length
@@ -156,18 +165,18 @@ class _Layout:
         row_length = ROW_CONTEXTS * context if row_seconds is None else round(row_seconds / block_seconds)
         if row_length <= 2 * context + gap:
             raise ValueError(
-                f"row_seconds (={row_seconds}) must be at least {(2 * context + gap + 1) * block_seconds:.3f}: "
-                f"a row has {context * block_seconds:.3f} s of context on both sides."
+                f"`row_seconds` (={row_seconds}) must be at least {(2 * context + gap + 1) * block_seconds:.3f}, "
+                f"because a row has {context * block_seconds:.3f} s of context on each side."
             )
         fixed = (row_seconds, rows, mesh) != (None, None, None)
         devices = 1 if mesh is None else mesh.size
         rows = devices if rows is None else rows
         if rows < 1 or rows % devices:
-            raise ValueError(f"rows (={rows}) must be a multiple of the {devices} devices that share them.")
+            raise ValueError(f"`rows` (={rows}) must be a positive multiple of the number of devices, {devices}.")
         return cls(block_frames, rows, row_length, context, gap, mesh, fixed)
 
     def fit(self, clips: Iterable["_Clip"], width: int) -> tuple["_Layout", Iterable["_Clip"]]:
-        """The layout for these clips, a single shorter row if they all fit in one, and the clips."""
+        """Return a layout of a single shorter row if all clips fit in it, or this layout; and the clips."""
         if self.fixed:
             return self, clips
         end, read, clips = -self.gap, list[_Clip](), iter(clips)
@@ -182,18 +191,18 @@ class _Layout:
         return self, read
 
     def replicate(self, model: SNAC) -> SNAC:
-        """The model on every device of the mesh; where it is, without one."""
+        """Copy the model to every device of the mesh, if there is one."""
         return model if self.mesh is None else jax.device_put(model, NamedSharding(self.mesh, PartitionSpec()))
 
     def shard(self, *arrays: Any) -> Any:
-        """Arrays with the rows in front divided among the devices."""
+        """Divide the rows of arrays, their first axis, among the devices."""
         if self.mesh is None:
             return arrays
         return jax.device_put(arrays, NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names)))
 
 
 def _receptive_fields(model: SNAC) -> tuple[Fraction, Fraction]:
-    """Receptive fields in latent frames: of the encoder or decoder, and the largest of a single layer."""
+    """Return the receptive field of the encoder or decoder and of the widest layer, in latent frames."""
     whole = single = Fraction(0)
     for coder, rate in ((model.encoder, Fraction(model.config.hop_length)), (model.decoder, Fraction(1))):
         whole = max(whole, receptive_field([coder]) / rate)
@@ -203,7 +212,7 @@ def _receptive_fields(model: SNAC) -> tuple[Fraction, Fraction]:
     return whole, single
 
 
-# A clip's arrays, each with a whole number of values for each block (the last may be cut short), and its samples.
+# The arrays of a clip (audio, or codes per level) and its length in samples. The last block may be incomplete.
 _Clip = tuple[Sequence[np.ndarray], int | None]
 
 
@@ -212,14 +221,14 @@ def _num_blocks(clip: _Clip, width: int) -> int:
 
 
 class _Result:
-    """What comes out for one clip, filled in as its rows come. `start` and `end` are blocks of the sequence."""
+    """The outputs of one clip, which lies at blocks `start` to `end` of the sequence. Filled batch by batch."""
 
     def __init__(self, start: int, blocks: int, samples: int | None):
         self.start, self.end, self.samples = start, start + blocks, samples
         self.arrays: list[np.ndarray] = []
 
     def fill(self, outputs: Sequence[np.ndarray], start: int, end: int) -> None:
-        """Takes its part of what came out for the sequence from `start` to `end`, each (blocks, width)."""
+        """Copy this clip's part of the outputs of blocks `start` to `end` of the sequence, each (blocks, width)."""
         if not self.arrays:
             self.arrays = [np.empty((self.end - self.start, *x.shape[1:]), x.dtype) for x in outputs]
         low, high = max(self.start, start), min(self.end, end)
@@ -234,15 +243,20 @@ def _through_rows(
     dtype: type[np.generic],
     layout: _Layout,
 ) -> Iterator[tuple[list[np.ndarray], int | None]]:
-    """What `run` makes of each clip's arrays, and its samples; `widths` are the arrays' values for each block.
+    """Apply `run` to clips in packed rows. Yields the outputs of each clip and its length in samples.
 
-    `run` takes the position in its clip of each block, (rows, row_length), -1 outside of clips, and the arrays' values
-    there, (rows, row_length * width).
+    Args:
+        run: takes the position of each block in its clip, (rows, row_length), -1 in gaps, and one
+            (rows, row_length * width) array for each of a clip's arrays.
+        clips: the arrays and the length of each clip.
+        widths: values per block of each of a clip's arrays.
+        dtype: of these arrays.
+        layout: the geometry of the rows.
     """
     layout, clips = layout.fit(clips, widths[0])
     pending: deque[_Result] = deque()
     computing = (run(*batch) for batch in _batches(clips, widths, dtype, layout, pending))
-    # One batch ahead, so that the device computes while the host takes a result and lays out the next.
+    # One batch ahead: the device computes it while the host copies the last results and packs the next batch.
     for i, (outputs, _) in enumerate(itertools.pairwise(itertools.chain(computing, [None]))):
         start, end = i * layout.batch_stride, (i + 1) * layout.batch_stride
         inner = [_without_context(np.asarray(output), layout) for output in outputs or ()]
@@ -255,7 +269,7 @@ def _through_rows(
 
 
 def _without_context(output: np.ndarray, layout: _Layout) -> np.ndarray:
-    """(blocks, width) of the sequence, from rows (rows, row_length * width)."""
+    """Remove the context of rows, (rows, row_length * width), and return (blocks, width)."""
     by_block = output.reshape(layout.rows, layout.row_length, -1)
     return by_block[:, layout.context : layout.row_length - layout.context].reshape(layout.batch_stride, -1)
 
@@ -267,22 +281,22 @@ def _batches(
     layout: _Layout,
     pending: deque[_Result],
 ) -> Iterator[list[np.ndarray]]:
-    """Rows cut from the sequence, as `run` takes them. Says in `pending` where in the sequence each clip lies."""
+    """Yield the arguments of `run` for each batch of rows. Append each clip's place in the sequence to `pending`."""
     size = layout.batch_stride + 2 * layout.context
     rows = np.arange(layout.rows)[:, None] * layout.row_stride + np.arange(layout.row_length)
     positions = np.full((size, 1), -1, np.int32)
     buffers = [np.zeros((size, width), dtype) for width in widths]
 
     def cut() -> list[np.ndarray]:
-        """The rows that are laid; moves what is context of the next ones to the front and clears the rest."""
+        """Cut the rows of a batch. Keep the overlap with the next batch at the start of the buffers, clear the rest."""
         batch = [buffer[rows].reshape(layout.rows, -1) for buffer in (positions, *buffers)]
         for buffer, empty in ((positions, -1), *((buffer, 0) for buffer in buffers)):
             buffer[: 2 * layout.context] = buffer[layout.batch_stride :].copy()
             buffer[2 * layout.context :] = empty
         return batch
 
-    offset = layout.context  # in the buffers, where the next block goes
-    buffer_start = -layout.context  # in the sequence
+    offset = layout.context  # of the next block in the buffers
+    buffer_start = -layout.context  # of the buffers in the sequence
     for clip in clips:
         arrays, samples = clip
         num_blocks, written = _num_blocks(clip, widths[0]), 0
@@ -298,6 +312,6 @@ def _batches(
                 buffer[offset : offset + new].reshape(-1)[: len(values)] = values
             offset, written = offset + new, written + new
         offset += layout.gap
-    while offset - layout.gap > layout.context:  # until the last block has been in a row, context not counted
+    while offset - layout.gap > layout.context:  # until a row has the last block outside its context
         yield cut()
         offset -= layout.batch_stride

@@ -1,7 +1,7 @@
-"""Streaming: each layer keeps the end of its input, so that nothing is computed twice.
+"""Streaming: each layer caches the end of its input, so that nothing is computed twice.
 
-A layer that sees future steps delays its output; these delays add up to the latency. The concatenated output equals
-that of `SNAC.encode` and `SNAC.decode` on the whole. State is explicit: a pytree that is passed in and returned.
+A layer that depends on future input delays its output, and these delays add up to the latency. The concatenated output
+equals that of `SNAC.encode` and `SNAC.decode`. The state is explicit: a pytree that is passed in and returned.
 """
 
 import dataclasses
@@ -24,16 +24,16 @@ from .step_layers import Align, step_layers
 
 
 class StreamState(NamedTuple):
-    """The state of a batch of streams that advance together. A pytree; the first axis of arrays is the batch."""
+    """The state of a batch of streams that advance together, a pytree. The first axis of each array is the batch."""
 
     frames: int  # latent frames processed so far
-    pending: tuple[np.ndarray, ...]  # input that waits for more
+    pending: tuple[np.ndarray, ...]  # input that does not fill a block yet
     caches: tuple[Array, ...]
     key: PRNGKeyArray | Key[Array, " batch"] | None
 
 
 class StreamDecoder:
-    """Decode codes as they arrive. The samples equal those of `SNAC.decode` on all codes.
+    """Decode codes as they arrive. The samples equal those of `SNAC.decode`.
 
         decoder = snax.StreamDecoder(model)
         state = decoder.init_state()
@@ -41,16 +41,16 @@ class StreamDecoder:
             state, audio = decoder.step(state, codes)
         audio = decoder.flush(state)
 
-    The first `step` and the first `flush` compile; later ones do not.
+    Only the first `step` and the first `flush` compile.
 
     Args:
         model: the codec.
         lookahead: latent frames to wait for before audio is returned. Default: the decoder's receptive field (10 frames
-            at 24 kHz), for exact audio. With fewer, the end of each step is decoded as if the stream ended there;
-            benchmarks/README.md has the error.
+            at 24 kHz), for exact audio. With fewer frames, the end of each step is decoded as if the stream ended
+            there. benchmarks/README.md has the resulting error.
 
     Raises:
-        ValueError: if `lookahead` is negative or exceeds the receptive field.
+        ValueError: if `lookahead` is negative or exceeds the receptive field, or if the model cannot stream.
     """
 
     def __init__(self, model: SNAC, *, lookahead: int | None = None):
@@ -62,31 +62,37 @@ class StreamDecoder:
         self.latency = int(exact)
         """The delay of the audio behind the codes, in samples."""
         if lookahead is not None:
-            if not 0 <= lookahead <= math.ceil(exact / config.hop_length):
-                most = math.ceil(exact / config.hop_length)
-                raise ValueError(f"lookahead (={lookahead}) must be between 0 and {most} latent frames.")
+            max_lookahead = math.ceil(exact / config.hop_length)
+            if not 0 <= lookahead <= max_lookahead:
+                raise ValueError(f"`lookahead` (={lookahead}) must be between 0 and {max_lookahead} latent frames.")
             self.latency = min(self.latency, lookahead * config.hop_length)
 
     def init_state(self, batch: int = 1, *, key: PRNGKeyArray | Key[Array, " batch"] | None = None) -> StreamState:
-        """The state of `batch` streams before their first codes; `key` as in `SNAC.decode`."""
+        """Return the initial state of `batch` streams. `key` is that of `SNAC.decode`."""
         return self._stream.init_state(batch, key)
 
     def step(
         self, state: StreamState, codes: Sequence[Integer[Array | np.ndarray, "batch _"]]
     ) -> tuple[StreamState, Float[np.ndarray, "batch 1 samples"]]:
-        """Process the next codes, a whole number of coarse frames, and return the samples that are now final.
+        """Process the next codes.
 
-        With attention, samples are returned once the window of their codes is full.
+        Args:
+            state: the state of the streams.
+            codes: one (batch, frames / stride) integer array per level, for a whole number of coarse frames.
+
+        Returns:
+            The new state, and the samples that are final, (batch, 1, samples). With attention, samples are final only
+            when their attention window is full.
 
         Raises:
-            ValueError: for codes that `SNAC.decode` refuses, or of another batch size than the state's.
+            ValueError: if `codes` is invalid for `SNAC.decode`, or its batch size differs from that of the state.
         """
         check_codes(codes, self._config)
         new, (audio,) = self._stream.step(state, codes, self._lag)
         return new, audio[:, None]
 
     def flush(self, state: StreamState) -> Float[np.ndarray, "batch 1 samples"]:
-        """Return the remaining samples after the last codes.
+        """Return the remaining samples at the end of the streams, (batch, 1, samples).
 
         Raises:
             ValueError: if the last attention window is not full.
@@ -94,8 +100,8 @@ class StreamDecoder:
         if state.pending[0].shape[1]:
             frames = state.pending[0].shape[1] * self._config.vq_strides[0]
             raise ValueError(
-                f"the stream ends {frames} latent frames into an attention window of {self._config.attn_window_size}: "
-                "pass codes for all of it."
+                f"The stream ends {frames} latent frames into an attention window of {self._config.attn_window_size}. "
+                "Pass codes for the whole window before `flush`."
             )
         return self._stream.tail(state, self._lag)[0][:, None]
 
@@ -105,32 +111,47 @@ class StreamDecoder:
 
 
 class StreamEncoder:
-    """Encode audio as it arrives. The codes equal those of `SNAC.encode` on all audio. Used like `StreamDecoder`."""
+    """Encode audio as it arrives. The codes equal those of `SNAC.encode`. Used like `StreamDecoder`.
+
+    Args:
+        model: the codec.
+
+    Raises:
+        ValueError: if the model cannot stream.
+    """
 
     def __init__(self, model: SNAC):
         self._config = model.config
         self._stream = _Stream(model, _encode, [model.config.pad_multiple], np.float32)
         self.latency = int(self._stream.delay * model.config.pad_multiple)
-        """The delay of the codes behind the audio, in samples, for audio of whole pad multiples."""
+        """The delay of the codes behind the audio, in samples, for audio of a multiple of `config.pad_multiple`."""
 
     def init_state(self, batch: int = 1) -> StreamState:
-        """The state of `batch` streams before their first audio."""
+        """Return the initial state of `batch` streams."""
         return self._stream.init_state(batch, None)
 
     def step(
         self, state: StreamState, audio: Float[Array | np.ndarray, "batch 1 samples"]
     ) -> tuple[StreamState, tuple[Int32[np.ndarray, "batch _"], ...]]:
-        """Process the next audio, any number of samples, and return the codes that are now final, possibly none.
+        """Process the next audio.
+
+        Args:
+            state: the state of the streams.
+            audio: (batch, 1, samples), with any number of samples.
+
+        Returns:
+            The new state, and the codes that are final, one (batch, frames / stride) array per level. Arrays may be
+            empty.
 
         Raises:
-            ValueError: for audio that `SNAC.encode` refuses, or of another batch size than the state's.
+            ValueError: if `audio` is invalid for `SNAC.encode`, or its batch size differs from that of the state.
         """
         check_audio(audio)
         new, codes = self._stream.step(state, [audio[:, 0]], self._stream.delay)
         return new, tuple(codes)
 
     def flush(self, state: StreamState) -> tuple[Int32[np.ndarray, "batch _"], ...]:
-        """Return the remaining codes after the last audio, which is zero-padded as by `SNAC.encode`."""
+        """Return the remaining codes at the end of the streams. The audio is zero-padded as in `SNAC.encode`."""
         batch, samples = state.pending[0].shape
         padding = np.zeros((batch, -samples % self._config.pad_multiple), np.float32)
         last, codes = self._stream.step(state, [padding], self._stream.delay)
@@ -141,7 +162,7 @@ class StreamEncoder:
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["outputs", "caches"], meta_fields=["delay"])
 @dataclasses.dataclass(frozen=True)
 class _Output:
-    """The outputs of a step, each (batch, values in time), `delay` blocks behind the input; or their shapes."""
+    """The outputs of a step, (batch, time) each, and their delay behind the input in blocks."""
 
     outputs: list[Any]
     caches: tuple[Any, ...]
@@ -153,7 +174,7 @@ class _Stream:
 
     Args:
         apply: `_encode` or `_decode`.
-        widths: values that each of its inputs has for a block.
+        widths: values per block of each input of `apply`.
         dtype: of the inputs.
     """
 
@@ -172,52 +193,52 @@ class _Stream:
     def step(
         self, state: StreamState, inputs: Sequence[Array | np.ndarray], lag: Fraction
     ) -> tuple[StreamState, list[np.ndarray]]:
-        """Process `inputs`. Returns the new state, and the outputs that are `lag` blocks old by now."""
+        """Process inputs. Return the new state, and the next outputs, up to `lag` blocks behind the input."""
         if len(inputs[0]) != len(state.pending[0]):
-            raise ValueError(f"the state is one of {len(state.pending[0])} streams, got a batch of {len(inputs[0])}.")
-        arrived = [
+            raise ValueError(f"The batch size (={len(inputs[0])}) must be that of the state, {len(state.pending[0])}.")
+        available = [
             np.concatenate([pending, np.asarray(new).astype(self._dtype)], axis=1)
             for pending, new in zip(state.pending, inputs, strict=True)
         ]
-        num_blocks, caches, outputs = arrived[0].shape[1] // self._widths[0], state.caches, []
+        num_blocks, caches, outputs = available[0].shape[1] // self._widths[0], state.caches, []
         before = int(state.frames)
         for i in range(num_blocks):
-            block = [x[:, i * width : (i + 1) * width] for x, width in zip(arrived, self._widths, strict=True)]
+            block = [x[:, i * width : (i + 1) * width] for x, width in zip(available, self._widths, strict=True)]
             step = self._apply(self._model, block, caches, state.key, before + i * self._block_frames, False)
             outputs.append(step.outputs)
             caches = step.caches
-        pending = tuple(x[:, num_blocks * width :] for x, width in zip(arrived, self._widths, strict=True))
+        pending = tuple(x[:, num_blocks * width :] for x, width in zip(available, self._widths, strict=True))
         new = StreamState(before + num_blocks * self._block_frames, pending, caches, state.key)
         if num_blocks and lag < self.delay:
-            outputs.append(self._ending(new, self.delay - lag))
-        begin, end = Fraction(before, self._block_frames), Fraction(new.frames, self._block_frames)
+            outputs.append(self._outputs_at_end(new, self.delay - lag))
+        start, end = Fraction(before, self._block_frames), Fraction(new.frames, self._block_frames)
         return new, self._between(
-            outputs, begin, max(begin - lag, Fraction(0)), max(end - lag, Fraction(0)), len(pending[0])
+            outputs, start, max(start - lag, Fraction(0)), max(end - lag, Fraction(0)), len(pending[0])
         )
 
     def tail(self, state: StreamState, lag: Fraction) -> list[np.ndarray]:
-        """The outputs that are not yet `lag` blocks old, of streams that end here."""
+        """Return the remaining outputs at the end of the streams, from `lag` blocks behind the input on."""
         end = Fraction(int(state.frames), self._block_frames)
         return self._between(
-            [self._ending(state, self.delay)], end, max(end - lag, Fraction(0)), end, len(state.pending[0])
+            [self._outputs_at_end(state, self.delay)], end, max(end - lag, Fraction(0)), end, len(state.pending[0])
         )
 
-    def _ending(self, state: StreamState, blocks: Fraction) -> list[Array]:
-        """The next outputs, at least `blocks` of them, if the streams end here."""
-        nothing = [np.zeros((len(state.pending[0]), math.ceil(blocks) * width), self._dtype) for width in self._widths]
-        return self._apply(self._model, nothing, state.caches, state.key, state.frames, True).outputs
+    def _outputs_at_end(self, state: StreamState, blocks: Fraction) -> list[Array]:
+        """Return at least `blocks` blocks of the next outputs as if the streams ended here."""
+        padding = [np.zeros((len(state.pending[0]), math.ceil(blocks) * width), self._dtype) for width in self._widths]
+        return self._apply(self._model, padding, state.caches, state.key, state.frames, True).outputs
 
     def _between(
-        self, outputs: Sequence[list[Array]], begin: Fraction, low: Fraction, high: Fraction, batch: int
+        self, outputs: Sequence[list[Array]], start: Fraction, low: Fraction, high: Fraction, batch: int
     ) -> list[np.ndarray]:
-        """The outputs from time `low` to `high`, of `outputs` for input from time `begin` on."""
-        between = []
+        """Slice time `low` to `high` from the concatenated outputs, which belong to the input from time `start` on."""
+        slices = []
         for i, shape in enumerate(self._shapes.outputs):
-            width, nothing = shape.shape[1], np.zeros((batch, 0), shape.dtype)
-            joined = np.concatenate([nothing, *(np.asarray(output[i]) for output in outputs)], axis=1)
-            first = begin - self.delay
-            between.append(joined[:, int((low - first) * width) : int((high - first) * width)])
-        return between
+            width, empty = shape.shape[1], np.zeros((batch, 0), shape.dtype)
+            joined = np.concatenate([empty, *(np.asarray(output[i]) for output in outputs)], axis=1)
+            first = start - self.delay
+            slices.append(joined[:, int((low - first) * width) : int((high - first) * width)])
+        return slices
 
 
 @compiled
