@@ -1,4 +1,4 @@
-"""`snax eval`: each metric beside what defines it, the counts of codes, and the command from folder to table."""
+"""`snax eval`: metrics against their definitions, use of the codebooks, and the command."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from numpy.random import default_rng
 import snax
 from snax import cli
 from snax.evaluate import metrics
-from snax.evaluate import scores as report
+from snax.evaluate.scores import METRICS
 from snax.evaluate.scoring import CodebookUse
 from snax.train import losses
 
@@ -23,21 +23,23 @@ RATE = 16_000
 
 @pytest.fixture(scope="module")
 def pair() -> tuple[np.ndarray, np.ndarray]:
-    """Speech, and the same with noise."""
+    """Return speech with noise, and clean speech."""
     speech = recordings.clip("speech_3s.wav", RATE, 2.5)[0, 0].astype(np.float32)
     return (speech + 0.02 * default_rng(0).standard_normal(speech.size)).astype(np.float32), speech
 
 
-def test_distances_are_the_losses(pair: tuple[np.ndarray, np.ndarray]) -> None:
-    """NumPy's and XLA's: to a few of float32's steps, in sums of thousands and their logarithms."""
-    ours, theirs = (jnp.asarray(each)[None, None] for each in pair)
-    assert metrics.mel_distance(*pair, RATE) == pytest.approx(float(losses.mel_loss(ours, theirs, RATE)), rel=1e-5)
-    assert metrics.stft_distance(*pair) == pytest.approx(float(losses.stft_loss(ours, theirs)), rel=1e-5)
+def test_distances_equal_training_losses(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    """The tolerance allows for float32 rounding in sums of thousands of values and their logarithms."""
+    audio, target = (jnp.asarray(clip)[None, None] for clip in pair)
+    assert metrics.mel_distance(*pair, RATE) == pytest.approx(float(losses.mel_loss(audio, target, RATE)), rel=1e-5)
+    assert metrics.stft_distance(*pair) == pytest.approx(float(losses.stft_loss(audio, target)), rel=1e-5)
 
 
 def test_si_sdr(pair: tuple[np.ndarray, np.ndarray]) -> None:
-    """Of a signal with noise that is orthogonal to it, the ratio of their energies, however loud and wherever zero is;
-    of anything, what torch's own arithmetic makes of the paper's definition."""
+    """SI-SDR ignores gain and offset, and equals the paper's definition in torch.
+
+    For orthogonal noise it is the ratio of the energies.
+    """
     time = np.arange(RATE)
     tone, other = (np.sin(2 * np.pi * cycles * time / RATE) for cycles in (100, 300))
     assert metrics.si_sdr(
@@ -46,29 +48,29 @@ def test_si_sdr(pair: tuple[np.ndarray, np.ndarray]) -> None:
     ) == pytest.approx(20, abs=1e-6)
     assert metrics.si_sdr(tone, tone) > 150
     assert metrics.si_sdr(other, tone) < -150
-    ours, theirs = (torch.tensor(each, dtype=torch.float64) for each in pair)
-    ours, theirs = ours - ours.mean(), theirs - theirs.mean()
-    signal = torch.dot(ours, theirs) / theirs.square().sum() * theirs
-    expected = 10 * torch.log10(signal.square().sum() / (signal - ours).square().sum())
+    audio, target = (torch.tensor(clip, dtype=torch.float64) for clip in pair)
+    audio, target = audio - audio.mean(), target - target.mean()
+    signal = torch.dot(audio, target) / target.square().sum() * target
+    expected = 10 * torch.log10(signal.square().sum() / (signal - audio).square().sum())
     assert metrics.si_sdr(*pair) == pytest.approx(expected.item(), rel=1e-9)
 
 
-def test_scores_rank(pair: tuple[np.ndarray, np.ndarray]) -> None:
-    """The more noise, the worse by every metric; what is perfect is scored as such."""
+def test_scores_get_worse_with_noise(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    """Every metric gets worse with more noise, and has its best value for identical audio."""
     noisy, speech = pair
     perfect, little, much = (
-        metrics.scores(each, speech, RATE, with_pesq=True) for each in (speech, noisy, speech + 4 * (noisy - speech))
+        metrics.scores(audio, speech, RATE, with_pesq=True) for audio in (speech, noisy, speech + 4 * (noisy - speech))
     )
     for name in ("mel", "stft"):
         assert 0 == perfect[name] < little[name] < much[name]
     for name in ("si_sdr", "stoi", "pesq"):
         assert perfect[name] > little[name] > much[name]
     assert perfect["stoi"] == pytest.approx(1, abs=1e-6)
-    assert perfect["pesq"] == pytest.approx(4.64, abs=0.01)  # the highest that P.862.2 maps to
+    assert perfect["pesq"] == pytest.approx(4.64, abs=0.01)  # the maximum of P.862.2
 
 
-def test_what_can_not_be_measured_is_left_out() -> None:
-    """STOI needs 0.4 s of speech, PESQ an utterance: NaN, which means leave out."""
+def test_mean_ignores_unmeasurable_clips() -> None:
+    """STOI is NaN for less than 0.4 s of speech, and PESQ without an utterance."""
     short, silent = default_rng(0).standard_normal(2000).astype(np.float32), np.zeros(RATE, np.float32)
     assert math.isnan(metrics.stoi(short, short, RATE))
     assert math.isnan(metrics.pesq(silent, silent, RATE))
@@ -77,7 +79,7 @@ def test_what_can_not_be_measured_is_left_out() -> None:
 
 
 def test_codebook_use() -> None:
-    """Rows chosen equally often carry the logarithm of their number in bits; one row carries none."""
+    """The entropy of n equally frequent codes is log2(n) bits, and that of a constant code is 0."""
     model = small.model()
     use = CodebookUse(model)
     strides = model.config.vq_strides
@@ -85,13 +87,13 @@ def test_codebook_use() -> None:
     levels = [np.tile(np.arange(4), frames) for _ in strides]
     levels[0] = np.zeros(frames, np.int64)
     use.add(snax.EncodedClip(tuple(levels), 1))
-    assert use.used == pytest.approx([rows / model.config.codebook_size for rows in (1, *[4] * (len(strides) - 1))])
+    assert use.used == pytest.approx([count / model.config.codebook_size for count in (1, *[4] * (len(strides) - 1))])
     assert use.entropies == pytest.approx([0, *[2] * (len(strides) - 1)])
     assert use.information_rate == pytest.approx(sum(2 * rate for rate in model.config.code_rates[1:]))
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two clips and one that can't be read: a table with all means, a line a clip, a picture, and exit code 1."""
+def test_eval_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command prints a table and writes its files. An unreadable clip is reported, with exit code 1."""
     model = small.model()
     snax.save(model, tmp_path / "model")
     clips = tmp_path / "clips"
@@ -101,13 +103,13 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     arguments = ["eval", str(clips), "-m", str(tmp_path / "model"), "-o", str(tmp_path / "out")]
     assert cli.main(arguments) == 0
     table = capsys.readouterr().out
-    assert all(what in table for what in report.METRICS.values())
+    assert all(description in table for description in METRICS.values())
     assert "2 clips" in table
     assert f"bit rate {model.config.bitrate / 1000:.2f} kbps" in table
     lines = [json.loads(line) for line in (tmp_path / "out" / "clips.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == ["guit_em9.flac", "speech_3s.wav"]
-    found = json.loads((tmp_path / "out" / "scores.json").read_text())
-    assert found["metrics"]["mel"]["mean"] == pytest.approx(sum(line["mel"] for line in lines) / 2)
+    summary = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert summary["metrics"]["mel"]["mean"] == pytest.approx(sum(line["mel"] for line in lines) / 2)
     assert (tmp_path / "out" / "scores.png").read_bytes().startswith(b"\x89PNG")
 
     (clips / "bad.wav").write_bytes(b"RIFF")
@@ -115,4 +117,4 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     out, err = capsys.readouterr()
     assert json.loads(out)["clips"] == 2
     assert json.loads(out)["unreadable"][0].startswith("bad.wav: ")
-    assert "bad.wav can't be read" in err
+    assert "bad.wav cannot be read" in err

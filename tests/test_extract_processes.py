@@ -1,4 +1,4 @@
-"""`snax extract` as real processes: several of them, killed, stopped, and out of disk. The shards stay the same."""
+"""Real processes of `snax extract`: distributed, killed, stopped, or on a full disk. All make the same shards."""
 
 import os
 import random
@@ -15,12 +15,12 @@ from helpers.jobs import finish, hashes
 
 import snax
 
-SHARDS = 34  # of four clips
+SHARDS = 34  # of at most four clips each; the tar is one shard
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model and a corpus: 121 files, a table of six rows and a tar."""
+    """A folder with a model and a corpus: 121 files, a table of six rows and a tar."""
     folder = tmp_path_factory.mktemp("extract")
     snax.save(small.model(), folder / "model")
     clips = corpora.clips(120, seed=1)
@@ -36,53 +36,56 @@ def start(folder: Path, out: Path, processes: int = 1, devices: int = 1) -> list
 
 
 @pytest.fixture(scope="module")
-def undisturbed(folder: Path) -> dict[str, str]:
-    (said,) = finish(start(folder, folder / "undisturbed"))
-    assert "133 clips: 132 in 34 shard(s) of" in said
-    assert "1 that could not be read" in said
-    return hashes(folder / "undisturbed")
+def uninterrupted(folder: Path) -> dict[str, str]:
+    (err,) = finish(start(folder, folder / "uninterrupted"))
+    assert "133 clips: 132 in 34 shard(s) of" in err
+    assert "1 in quarantine" in err
+    return hashes(folder / "uninterrupted")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "devices"), [(1, 4), (2, 3), (3, 1)])
-def test_processes_and_devices_do_not_matter(
-    processes: int, devices: int, folder: Path, undisturbed: dict[str, str], tmp_path: Path
+def test_shards_do_not_depend_on_processes_and_devices(
+    processes: int, devices: int, folder: Path, uninterrupted: dict[str, str], tmp_path: Path
 ) -> None:
-    said = finish(start(folder, tmp_path / "out", processes, devices))
-    assert "133 clips: 132 in 34 shard(s) of" in said[0]
-    assert said[1:] == [""] * (processes - 1), "process 0 speaks for all"
-    assert hashes(tmp_path / "out") == undisturbed
+    errors = finish(start(folder, tmp_path / "out", processes, devices))
+    assert "133 clips: 132 in 34 shard(s) of" in errors[0]
+    assert errors[1:] == [""] * (processes - 1), "only process 0 writes to standard error"
+    assert hashes(tmp_path / "out") == uninterrupted
 
 
 @pytest.mark.slow
-def test_processes_find_each_other_under_slurm(folder: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
-    """By what Slurm sets in their environments."""
-    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_NUM_NODES": "1"}
+def test_joins_the_processes_of_a_slurm_job(folder: Path, uninterrupted: dict[str, str], tmp_path: Path) -> None:
+    """The processes find each other through the environment variables that Slurm sets."""
+    slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_NUM_NODES": "1"}
     command = jobs.command([folder / "corpus"], tmp_path / "out", folder / "model", clips_per_shard=4)
-    running = [jobs.run(command, **job, SLURM_NTASKS="2", SLURM_PROCID=str(i), SLURM_LOCALID=str(i)) for i in range(2)]
+    running = [
+        jobs.run(command, **slurm, SLURM_NTASKS="2", SLURM_PROCID=str(i), SLURM_LOCALID=str(i)) for i in range(2)
+    ]
     first, second = finish(running)
     assert "133 clips: 132 in 34 shard(s) of" in first
-    assert second == "", "it is a part of the first one's job"
-    assert hashes(tmp_path / "out") == undisturbed
+    assert second == "", "only process 0 writes to standard error"
+    assert hashes(tmp_path / "out") == uninterrupted
 
 
 @pytest.mark.parametrize("missing", ["coordinator", "num_processes", "process_id"])
-def test_half_of_a_cluster_is_refused(missing: str, folder: Path, tmp_path: Path) -> None:
-    told = {"coordinator": "127.0.0.1:1", "num_processes": 2, "process_id": 1}
-    del told[missing]
-    process = jobs.run(jobs.command([folder / "corpus"], tmp_path / "out", folder / "model", **told))
-    _, said = process.communicate()
+def test_rejects_incomplete_cluster_options(missing: str, folder: Path, tmp_path: Path) -> None:
+    options = {"coordinator": "127.0.0.1:1", "num_processes": 2, "process_id": 1}
+    del options[missing]
+    process = jobs.run(jobs.command([folder / "corpus"], tmp_path / "out", folder / "model", **options))
+    _, err = process.communicate()
     assert process.returncode == 2
-    assert "be defined. Give all of --coordinator, --num-processes and --process-id, or none." in said
+    assert "be defined. Set all of --coordinator, --num-processes and --process-id, or none." in err
     assert not (tmp_path / "out").exists()
 
 
 def committed(out: Path) -> int:
+    """Return the number of committed shards."""
     return len(list(out.glob("_snax/0*.json")))
 
 
-def of_session(leader: int) -> Iterator[int]:
-    """The processes that one has started, decoders too."""
+def running_in_session(leader: int) -> Iterator[int]:
+    """Yield the ids of the running processes in a session. The decoders of a process are in its session."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
@@ -95,10 +98,10 @@ def of_session(leader: int) -> Iterator[int]:
 
 
 def assert_all_gone(running: list[subprocess.Popen[str]]) -> None:
-    """The decoders of processes that are no more end too."""
+    """Wait until the processes and their decoders have ended."""
     deadline = time.monotonic() + 20
-    while left := [pid for process in running for pid in of_session(process.pid)]:
-        assert time.monotonic() < deadline, f"{left} are left behind"
+    while remaining := [pid for process in running for pid in running_in_session(process.pid)]:
+        assert time.monotonic() < deadline, f"processes {remaining} are still running"
         time.sleep(0.1)
 
 
@@ -110,51 +113,54 @@ def kill(running: list[subprocess.Popen[str]]) -> None:
 
 
 @pytest.mark.slow
-def test_kill_at_any_time_with_any_number_of_processes(
-    folder: Path, undisturbed: dict[str, str], tmp_path: Path
+def test_resumes_after_kill_with_any_number_of_processes(
+    folder: Path, uninterrupted: dict[str, str], tmp_path: Path
 ) -> None:
-    chance = random.Random(0)
-    out, done = tmp_path / "out", []
-    for processes, more in ((1, 0), (3, 2), (2, 1), (1, 4), (2, 1)):
+    rng = random.Random(0)
+    out, counts = tmp_path / "out", []
+    for processes, new_shards in ((1, 0), (3, 2), (2, 1), (1, 4), (2, 1)):
         running = start(folder, out, processes)
-        enough = committed(out) + more  # starting takes most of the time
-        while committed(out) < enough:
-            assert all(process.poll() is None for process in running), "they were to be killed first"
+        # Most of the time goes into starting, so wait for shards before the kill.
+        target = committed(out) + new_shards
+        while committed(out) < target:
+            assert all(process.poll() is None for process in running), "the processes ended before they were killed"
             time.sleep(0.01)
-        time.sleep(chance.uniform(0, 0.1 if more else 2))
+        time.sleep(rng.uniform(0, 0.1 if new_shards else 2))
         kill(running)
         assert_all_gone(running)
-        done.append(committed(out))
-    assert 0 < done[-1] < SHARDS, f"killed too late or too early to show anything: {done}"
+        counts.append(committed(out))
+    assert 0 < counts[-1] < SHARDS, f"the kills came too early or too late for the test: {counts} shards"
     assert not (out / "_SUCCESS").exists()
     finish(start(folder, out, 2))
-    assert hashes(out) == undisturbed
+    assert hashes(out) == uninterrupted
     assert not list(out.rglob(".snax-*"))
 
 
-def test_one_of_two_processes_is_killed(folder: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
+def test_resumes_after_one_of_two_processes_is_killed(
+    folder: Path, uninterrupted: dict[str, str], tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     first, second = running = start(folder, out, 2)
     while committed(out) < 4:
         time.sleep(0.01)
-    first.kill()  # the one that the others hear from
-    assert second.wait(timeout=60) != 0, "a part of the job is not the job"
+    first.kill()  # it runs the coordinator
+    assert second.wait(timeout=60) != 0, "a process must fail when another has died"
     kill(running)
     assert_all_gone(running)
     assert 4 <= committed(out) < SHARDS
     finish(start(folder, out, 2))
-    assert hashes(out) == undisturbed
+    assert hashes(out) == uninterrupted
 
 
 def catches(pid: int, number: int) -> bool:
-    """Whether a process has a handler for a signal: before it has, it is still importing."""
+    """Return whether a process handles a signal. It does not while it is still importing."""
     status = Path(f"/proc/{pid}/status").read_text()
     return bool(int(status.partition("SigCgt:")[2].split()[0], 16) >> (number - 1) & 1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shards", [0, 3])
-def test_sigterm(shards: int, folder: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
+def test_resumes_after_sigterm(shards: int, folder: Path, uninterrupted: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     (process,) = running = start(folder, out)
     while committed(out) < shards:
@@ -162,19 +168,19 @@ def test_sigterm(shards: int, folder: Path, undisturbed: dict[str, str], tmp_pat
     while process.poll() is None and not catches(process.pid, signal.SIGTERM):
         time.sleep(0.01)
     while process.poll() is None and not (out / "_snax" / "plan.parquet").exists():
-        time.sleep(0.01)  # without a shard to wait for: until the plan is there, before it compiles
+        time.sleep(0.01)  # with `shards` = 0, the signal arrives between the plan and the compilation
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=5)
+    _, err = process.communicate(timeout=5)
     assert process.returncode == 75
-    assert "stopped by SIGTERM; the same command again goes on from here" in said
+    assert "stopped by SIGTERM. Run the same command again to resume" in err
     assert_all_gone(running)
     finish(start(folder, out))
-    assert hashes(out) == undisturbed
+    assert hashes(out) == uninterrupted
 
 
 @pytest.mark.slow
-def test_a_full_disk(folder: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
-    """A real one, of 60 kB, that is then made larger."""
+def test_resumes_after_full_disk(folder: Path, uninterrupted: dict[str, str], tmp_path: Path) -> None:
+    """The output is on a tmpfs of 60 kB, which is enlarged for the second run."""
     python = (
         f"{sys.executable} -m snax.cli extract {folder / 'corpus'} -o out/put -m {folder / 'model'} --clips-per-shard 4"
     )
@@ -187,10 +193,10 @@ def test_a_full_disk(folder: Path, undisturbed: dict[str, str], tmp_path: Path) 
     """
     command = ["unshare", "--map-root-user", "--mount", "sh", "-c", script]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    if ran.returncode == 99 or "unshare failed" in ran.stderr:
-        # Nothing but a real file system gets full, and in some containers none can be mounted.
-        pytest.skip(f"no file system can be mounted here: {ran.stderr}")
-    assert ran.stdout.split("\n")[:2] == ["exit code 2", "exit code 0"], ran.stderr
-    assert "No space left on device" in ran.stderr
-    assert hashes(tmp_path / "copy") == undisturbed
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    if result.returncode == 99 or "unshare failed" in result.stderr:
+        # Only a real file system can be full, and some containers do not permit mounting one.
+        pytest.skip(f"a file system cannot be mounted: {result.stderr}")
+    assert result.stdout.split("\n")[:2] == ["exit code 2", "exit code 0"], result.stderr
+    assert "No space left on device" in result.stderr
+    assert hashes(tmp_path / "copy") == uninterrupted

@@ -1,7 +1,7 @@
-"""Every parser of ours, fed what a stranger might: it raises what it says it raises, or what it gives is sound.
+"""Property tests of all parsers of untrusted input: each raises its documented error or returns valid values.
 
-A hundred inputs each with the other tests; `pytest tests/test_fuzz.py --hypothesis-profile=long` takes a hundred
-thousand. An input that takes ten seconds counts as a hang.
+Each parser gets a hundred inputs in a normal run, and a hundred thousand with
+`pytest tests/test_fuzz.py --hypothesis-profile=long`. An input that takes ten seconds fails as a hang.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ from snax.weights.torch_files import read_state_dict
 
 pytestmark = pytest.mark.usefixtures("as_users_see_it")
 
-# Values that JSON can have and that someone may not have thought of.
+# JSON values, including unusual ones.
 NUMBERS = st.integers() | st.floats() | st.sampled_from([0, 1, 2, 64, 2**31, 2**63, 10**100, math.inf])
 SCALARS = st.none() | st.booleans() | NUMBERS | st.text(max_size=20)
 VALUES = st.recursive(
@@ -51,37 +51,37 @@ VALUES = st.recursive(
 
 @st.composite
 def mutated(draw: st.DrawFn, *whole: bytes) -> bytes:
-    """One of these with bytes changed, cut out, put in and repeated."""
+    """Draw one of `whole` and change, delete, insert and repeat some of its bytes."""
     content = draw(st.sampled_from(whole))
     for _ in range(draw(st.integers(0, 6))):
-        at = draw(st.integers(0, len(content)))
-        end = at + draw(st.integers(0, 20))
-        kind = draw(st.sampled_from(["change", "cut", "put in", "repeat", "end"]))
+        start = draw(st.integers(0, len(content)))
+        end = start + draw(st.integers(0, 20))
+        kind = draw(st.sampled_from(["change", "delete", "insert", "repeat", "truncate"]))
         if kind == "change":
-            content = content[:at] + draw(st.binary(max_size=4)) + content[at + 4 :]
-        elif kind == "cut":
-            content = content[:at] + content[end:]
-        elif kind == "put in":
-            content = content[:at] + draw(st.binary(max_size=20)) + content[at:]
+            content = content[:start] + draw(st.binary(max_size=4)) + content[start + 4 :]
+        elif kind == "delete":
+            content = content[:start] + content[end:]
+        elif kind == "insert":
+            content = content[:start] + draw(st.binary(max_size=20)) + content[start:]
         elif kind == "repeat":
-            content = content[:at] + content[at:end] * draw(st.integers(2, 1000)) + content[end:]
+            content = content[:start] + content[start:end] * draw(st.integers(2, 1000)) + content[end:]
         else:
-            content = content[:at]
+            content = content[:start]
     return content
 
 
 def altered(whole: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
-    """It, with something else in some of its fields."""
-    return st.dictionaries(st.sampled_from(sorted(whole)), VALUES, max_size=3).map(lambda other: whole | other)
+    """Return a strategy for `whole` with other values in some of its fields."""
+    return st.dictionaries(st.sampled_from(sorted(whole)), VALUES, max_size=3).map(lambda changes: whole | changes)
 
 
 def as_json(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 
-def says(error: Exception, *what: str) -> None:
-    """The message says one of these: it is ours, and not what a library happened to raise."""
-    assert any(each in str(error) for each in what), error
+def assert_own_error(error: Exception, *phrases: str) -> None:
+    """Check that the message contains one of the phrases, so that it is snax's and not that of a library."""
+    assert any(phrase in str(error) for phrase in phrases), error
 
 
 @pytest.fixture(scope="module")
@@ -96,15 +96,15 @@ def check_configuration(parse: Any) -> None:
         return
     assert built.pad_multiple <= config.MAX_PAD_MULTIPLE
     assert 0 <= built.bitrate < 1e12
-    assert (built.bitrate == 0) == (built.codebook_size == 1)  # a code of which there is one says nothing
+    assert (built.bitrate == 0) == (built.codebook_size == 1)  # a single code carries no information
     assert snax.SNACConfig.from_dict(json.loads(json.dumps(built.to_dict()))) == built
 
 
-CONFIGS = [json.dumps(each.to_dict()).encode() for each in (small.CONFIG, *config.PUBLISHED_CONFIGS.values())]
+CONFIGS = [as_json(codec_config.to_dict()) for codec_config in (small.CONFIG, *config.PUBLISHED_CONFIGS.values())]
 
 
 @given(mutated(*CONFIGS, b"[" * 100_000, b'{"a":' * 100_000))
-def test_configurations(content: bytes) -> None:
+def test_config_json(content: bytes) -> None:
     check_configuration(lambda: json_text.parse(content))
 
 
@@ -113,7 +113,7 @@ def test_configurations(content: bytes) -> None:
     st.sampled_from(CONFIGS),
 )
 @example({"codebook_size": 1}, CONFIGS[0])
-def test_fields_of_configurations(fields: dict[str, Any], content: bytes) -> None:
+def test_config_fields(fields: dict[str, Any], content: bytes) -> None:
     check_configuration(lambda: json.loads(content) | fields)
 
 
@@ -125,13 +125,13 @@ def codes_file() -> bytes:
 
 
 @given(mutated(codes_file()))
-def test_files_of_codes(folder: Path, content: bytes) -> None:
+def test_codes_files(folder: Path, content: bytes) -> None:
     path = folder / "a.codes.safetensors"
     path.write_bytes(content)
     try:
         file = CodesFile.read(path)
     except ValueError as error:
-        says(error, str(path))
+        assert_own_error(error, str(path))
         return
     assert {level.ndim for level in file.codes} == {2}
     assert len({len(level) for level in file.codes}) == 1
@@ -142,23 +142,23 @@ WEIGHTS = {"encoder.bias": np.arange(3, dtype=np.float32), "decoder.kernel": np.
 
 
 def with_pickle(archive: bytes, content: bytes) -> bytes:
-    """torch's archive with another pickle and a checksum that is right, without which nothing would look at it."""
+    """Replace the pickle in a torch archive. The archive gets a valid checksum, so that the pickle is read."""
     sink = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(archive)) as whole, zipfile.ZipFile(sink, "w") as changed:
-        for name in whole.namelist():
-            changed.writestr(name, content if name.endswith("data.pkl") else whole.read(name))
+    with zipfile.ZipFile(io.BytesIO(archive)) as original, zipfile.ZipFile(sink, "w") as changed:
+        for name in original.namelist():
+            changed.writestr(name, content if name.endswith("data.pkl") else original.read(name))
     return sink.getvalue()
 
 
 def test_weights(folder: Path) -> None:
-    """torch's archives, their pickles, and safetensors."""
-    torch = pytest.importorskip("torch", reason="the matrix of versions has no torch, which is pinned")
+    """Torch archives, their pickles, and safetensors files."""
+    torch = pytest.importorskip("torch", reason="the version matrix has no torch, because torch is pinned")
     sink = io.BytesIO()
     torch.save({name: torch.from_numpy(array) for name, array in WEIGHTS.items()}, sink)
     archive = sink.getvalue()
-    with zipfile.ZipFile(sink) as whole:
-        (name,) = (name for name in whole.namelist() if name.endswith("data.pkl"))
-        pickle = whole.read(name)
+    with zipfile.ZipFile(sink) as original:
+        (name,) = (name for name in original.namelist() if name.endswith("data.pkl"))
+        pickle = original.read(name)
     files = {
         "a.bin": mutated(archive) | mutated(pickle).map(lambda content: with_pickle(archive, content)),
         "a.safetensors": mutated(safetensors.numpy.save(WEIGHTS)),
@@ -172,7 +172,7 @@ def test_weights(folder: Path) -> None:
         try:
             state_dict = read_state_dict(path)
         except ValueError as error:
-            says(error, f"{path} can't be read as weights")
+            assert_own_error(error, f"{path} cannot be read as weights")
             return
         assert all(isinstance(name, str) and isinstance(array, np.ndarray) for name, array in state_dict.items())
         assert sum(array.nbytes for array in state_dict.values()) <= len(file[1])
@@ -184,11 +184,11 @@ ORBAX = {"format": checkpoint.FORMAT, "config": small.CONFIG.to_dict()}
 
 
 @given(VALUES | altered(ORBAX) | altered(ORBAX["config"]).map(lambda fields: ORBAX | {"config": fields}))
-def test_metadata_of_orbax(metadata: Any) -> None:
+def test_orbax_metadata(metadata: Any) -> None:
     try:
         built = checkpoint._config("/a/model", metadata)
     except ValueError as error:
-        says(error, "/a/model")
+        assert_own_error(error, "/a/model")
         return
     assert snax.SNACConfig.from_dict(metadata["config"]) == built
 
@@ -201,38 +201,38 @@ TOKENS = NEAR | st.integers(-(2**63), 2**63 - 1)
 
 
 @given(LAYOUTS, st.lists(TOKENS, max_size=30), st.sampled_from([np.int64, np.int32, np.uint16]))
-def test_streams_of_tokens(layout: TokenLayout, tokens: list[int], dtype: type[np.generic]) -> None:
-    given = np.array(tokens, np.int64).astype(dtype)[None]
-    whole, rest = layout.split(given)
-    np.testing.assert_array_equal(np.concatenate([whole, rest], axis=1), given)
+def test_token_streams(layout: TokenLayout, tokens: list[int], dtype: type[np.generic]) -> None:
+    stream = np.array(tokens, np.int64).astype(dtype)[None]
+    complete, rest = layout.split(stream)
+    np.testing.assert_array_equal(np.concatenate([complete, rest], axis=1), stream)
     try:
-        codes = layout.unflatten(whole)
+        codes = layout.unflatten(complete)
     except ValueError as error:
-        says(error, "tokens[0, ")
+        assert_own_error(error, "tokens[0, ")
         return
     assert all(((level >= 0) & (level < layout.codebook_size)).all() for level in codes)
-    np.testing.assert_array_equal(layout.flatten(codes), whole)
+    np.testing.assert_array_equal(layout.flatten(codes), complete)
 
 
-PLACES = st.tuples(st.integers(0, 6), st.integers(0, 9))
+POSITIONS = st.tuples(st.integers(0, 6), st.integers(0, 9))
 
 
-@given(st.dictionaries(PLACES, TOKENS | st.integers(151_990, 152_010 + 7 * 4160), max_size=4))
-def test_streams_of_mini_omni(changes: dict[tuple[int, int], int]) -> None:
-    """Two groups, in which a model said something else here and there."""
+@given(st.dictionaries(POSITIONS, TOKENS | st.integers(151_990, 152_010 + 7 * 4160), max_size=4))
+def test_mini_omni_streams(changes: dict[tuple[int, int], int]) -> None:
+    """Two groups of valid tokens, some of which are replaced."""
     streams = np.array(mini_omni_streams([np.full((1, 2 * n), 7, np.int32) for n in (1, 2, 4)]), np.int64)
-    for place, token in changes.items():
-        streams[0][place] = token
-    said = np.stack([streams[0, i, i + 1 : i + 3] - (152_000 + 4160 * i) for i in range(7)])
-    sound = bool(((said >= 0) & (said < 4096)).all())
+    for position, token in changes.items():
+        streams[0][position] = token
+    expected = np.stack([streams[0, i, i + 1 : i + 3] - (152_000 + 4160 * i) for i in range(7)])
+    valid = bool(((expected >= 0) & (expected < 4096)).all())
     try:
         codes = mini_omni_codes(streams)
     except ValueError as error:
-        says(error, "tokens[0, ")
-        assert not sound
+        assert_own_error(error, "tokens[0, ")
+        assert not valid
         return
-    assert sound
-    assert sorted(np.concatenate(codes, axis=1)[0]) == sorted(said.ravel())
+    assert valid
+    assert sorted(np.concatenate(codes, axis=1)[0]) == sorted(expected.ravel())
 
 
 def parquet(**columns: Any) -> bytes:
@@ -251,11 +251,11 @@ MANIFESTS = {
 
 
 def check_plan(path: Path) -> list[list[Source]]:
-    """Of a file that is a manifest or not."""
+    """Plan from a manifest or table that may be corrupt, and check the plan."""
     try:
         shards = corpus.plan([str(path)], 2)
     except CorpusError as error:
-        says(error, path.name, "two clips would be called")
+        assert_own_error(error, path.name, "two clips have the same id")
         return []
     assert corpus.from_parquet(corpus.to_parquet(shards)) == shards
     for source in (source for shard in shards for source in shard):
@@ -276,18 +276,18 @@ def test_manifests(name: str, folder: Path) -> None:
 
 
 @given(st.lists(st.dictionaries(st.sampled_from(["path", "id", "file", "audio_path"]), VALUES | st.text()), max_size=5))
-def test_lines_of_manifests(folder: Path, rows: list[dict[str, Any]]) -> None:
+def test_manifest_rows(folder: Path, rows: list[dict[str, Any]]) -> None:
     path = folder / "lines.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     check_plan(path)
 
 
 def check_clips(source: Source) -> None:
-    """Each with what it is or why not, and names that any file can hold."""
-    found = list(clips(source))
+    """Check that each clip is accounted for, and that its fields can be written to any file."""
+    pairs = list(clips(source))
     if source.kind == "rows":
-        assert len(found) == source.end - source.first
-    for clip, content in found:
+        assert len(pairs) == source.end - source.first
+    for clip, content in pairs:
         json.dumps(clip).encode()
         "".join(filter(None, clip)).encode()
         assert isinstance(content, bytes | str | Unreadable)
@@ -317,7 +317,7 @@ def test_plans(content: bytes) -> None:
     try:
         shards = corpus.from_parquet(content)
     except CorpusError as error:
-        says(error, "the plan is damaged")
+        assert_own_error(error, "the plan is corrupt")
         return
     assert all(isinstance(source, Source) for shard in shards for source in shard)
 
@@ -334,7 +334,7 @@ def test_sidecars(folder: Path, content: bytes) -> None:
     try:
         store.finish([PLAN[0]], 16_000)
     except StoreError as error:
-        says(error, "shard 0")
+        assert_own_error(error, "Shard 0")
 
 
 def shard() -> bytes:
@@ -343,8 +343,8 @@ def shard() -> bytes:
     return to_parquet(rows, small.CONFIG, None, {})
 
 
-def success(shard: dict[str, Any]) -> bytes:
-    return as_json({"shards": [shard]})
+def success(entry: dict[str, Any]) -> bytes:
+    return as_json({"shards": [entry]})
 
 
 SHARD = {"rows": 3, "sha256": hashlib.sha256(shard()).hexdigest()}
@@ -356,14 +356,14 @@ def check_tokens(folder: Path) -> None:
         for i in range(min(5, len(source))):
             assert all(isinstance(level, np.ndarray) for level in source[i]["codes"])
     except ValueError as error:
-        says(error, str(folder))
+        assert_own_error(error, str(folder))
 
 
 @given(mutated(success(SHARD)) | altered(SHARD).map(success))
 @example(success(SHARD | {"rows": 10**30}))
 @example(success(SHARD | {"rows": math.inf}))
 @example(success(SHARD | {"rows": -3}))
-def test_last_words_of_extractions(folder: Path, content: bytes) -> None:
+def test_success_files(folder: Path, content: bytes) -> None:
     (folder / "finished").mkdir(exist_ok=True)
     (folder / "finished" / "tokens-00000-of-00001.parquet").write_bytes(shard())
     (folder / "finished" / "_SUCCESS").write_bytes(content)
@@ -371,8 +371,8 @@ def test_last_words_of_extractions(folder: Path, content: bytes) -> None:
 
 
 @given(mutated(shard()))
-def test_shards_of_strangers(folder: Path, content: bytes) -> None:
-    """With the right hash: who changes a shard can change that too."""
+def test_shards(folder: Path, content: bytes) -> None:
+    """The hash is valid, because an attacker who changes a shard can change its hash too."""
     (folder / "shards").mkdir(exist_ok=True)
     (folder / "shards" / "tokens-00000-of-00001.parquet").write_bytes(content)
     (folder / "shards" / "_SUCCESS").write_bytes(success({"rows": 3, "sha256": hashlib.sha256(content).hexdigest()}))
@@ -389,7 +389,7 @@ def test_recipes(folder: Path, content: bytes) -> None:
     try:
         train = train_config.read(path)
     except ValueError as error:
-        says(error, "recipe.toml")
+        assert_own_error(error, "recipe.toml")
         return
     assert train.steps > 0
 
@@ -400,10 +400,10 @@ RECIPE = tomllib.loads(RECIPES[-1].decode())
 @given(
     altered(RECIPE)
     | st.sampled_from(["model", "data", "optimizer", "losses", "discriminators"]).flatmap(
-        lambda section: altered(RECIPE[section]).map(lambda other: RECIPE | {section: other})
+        lambda section: altered(RECIPE[section]).map(lambda changes: RECIPE | {section: changes})
     )
 )
-def test_fields_of_recipes(table: dict[str, Any]) -> None:
+def test_recipe_fields(table: dict[str, Any]) -> None:
     try:
         train = train_config.from_dict(table)
     except train_config.ConfigError:

@@ -74,7 +74,7 @@ class Progress:
         self._bar.update()
 
     def add_shard(self, shard: int, sidecar: dict[str, Any], clip_blocks: int, computed_blocks: int) -> None:
-        """Count a shard, and the blocks (pad multiples) that belong to its clips and those that were computed for it."""
+        """Count a shard, the blocks (pad multiples) of its clips, and the blocks that were computed for them."""
         counts = {key: sidecar[key] for key in COUNTS} | {"quarantined": len(sidecar["quarantined"])}
         self._totals = {key: value + counts.get(key, 1) for key, value in self._totals.items()}
         self._clip_blocks += clip_blocks
