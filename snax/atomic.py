@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whenever the process is killed."""
+"""Atomic file writes: a file is complete or absent, even if the process is killed."""
 
 import contextlib
 import os
@@ -6,13 +6,13 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-# A killed process leaves files of these names; nobody else makes any.
+# A killed process can leave files with such a name. They are safe to delete.
 TEMPORARY = ".snax-{}.tmp"
 
 
 @contextlib.contextmanager
 def atomic_write(target: Path) -> Iterator[Path]:
-    """A name beside `target`; what is written there takes its place once it is on the disk, unless an error comes."""
+    """Yield a temporary path next to `target`. On success the file is synced to disk and replaces `target`."""
     temporary = target.parent / TEMPORARY.format(secrets.token_hex(8))
     try:
         yield temporary
@@ -24,7 +24,7 @@ def atomic_write(target: Path) -> Iterator[Path]:
 
 
 def _sync(path: Path) -> None:
-    """Waits until a file's content, or a folder's names, would survive a loss of power."""
+    """Flush a file's content or a directory's entries to disk, so that they survive a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,31 +1,37 @@
-"""Several processes as one job, through JAX's distributed runtime."""
+"""Multi-process jobs with JAX's distributed runtime."""
 
 import jax
 
-# A process with little to do waits this long for one with much to do. A process that dies is noticed by its missing
-# heartbeats.
+# Long, because a process may wait for one with much more work. JAX detects dead processes by their heartbeats.
 _BARRIER_TIMEOUT_MS = 7 * 24 * 3600 * 1000
 
 
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Join the other processes of the job: those named, or those that JAX finds (TPU pods, Slurm, Open MPI), or none.
+    """Initialize JAX's distributed runtime. Must be called before any other JAX function.
 
-    Must be called before anything else of JAX is.
+    Without arguments, JAX detects the cluster (TPU pods, Slurm, Open MPI). Without a cluster, the job has one process.
+
+    Args:
+        coordinator: address and port of process 0, such as `10.0.0.1:1234`.
+        num_processes: number of processes of the job.
+        process_id: index of this process.
+
+    Raises:
+        ValueError: if only some of the arguments are given.
     """
-    # Its service takes SIGTERM for itself.
+    # JAX's preemption service installs its own SIGTERM handler, which would replace `signals.exit_on_sigterm`.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(coordinator, num_processes, process_id)
     except ValueError as error:
-        # What JAX says when it finds no cluster: then, if nobody spoke of others, this process is the whole job.
-        told = (coordinator, num_processes, process_id) != (None, None, None)
-        if told or "coordinator_address should be defined" not in str(error):
-            what = "Give all of --coordinator, --num-processes and --process-id, or none."
-            raise ValueError(f"{error} {what}") from None
+        # JAX raises this error if it finds no cluster. Without arguments it means a job of one process.
+        explicit = (coordinator, num_processes, process_id) != (None, None, None)
+        if explicit or "coordinator_address should be defined" not in str(error):
+            raise ValueError(f"{error} Set all of --coordinator, --num-processes and --process-id, or none.") from None
 
 
 def barrier(place: str) -> None:
-    """Return when every process of the job has called this with the same `place`."""
+    """Wait until every process of the job has called this function with the same `place`."""
     if jax.process_count() > 1:
         from orbax.checkpoint import multihost
 

@@ -1,12 +1,12 @@
-"""JSON that may be a stranger's."""
+"""Parsing of untrusted JSON."""
 
 import json
 from typing import Any
 
 
 def parse(text: str | bytes) -> Any:
-    """What `text` says; raises ValueError for what is no JSON, and for brackets in brackets beyond all measure."""
+    """Parse JSON. Raise ValueError if `text` is not JSON or is nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError:
-        raise ValueError("brackets are nested too deeply.") from None
+        raise ValueError("JSON is nested too deeply.") from None

@@ -1,1 +1,1 @@
-"""Audio files, corpora, codes files and token shards. Nothing here knows the model."""
+"""Audio files, corpora, codes files and token shards. Independent of the model."""

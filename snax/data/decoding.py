@@ -1,7 +1,7 @@
-"""Clips to audio, in processes of their own: a decoder that crashes, hangs or takes all memory harms its clip alone.
+"""Decode clips in worker processes, so that a crash, a hang or a memory error affects only one clip.
 
-(A library's pool would do, but those tried either lose the other clips with a process that dies, or leave processes
-behind when their parent is killed. These end with the pipe to it.)
+The process pools of other libraries were tried. When a worker dies, they lose other clips too, or their workers survive
+when the parent is killed. These workers exit when the pipe to the parent closes.
 """
 
 import contextlib
@@ -25,17 +25,16 @@ from . import audio
 from .files import open_fs
 from .reading import Content, Unreadable
 
-# Of one clip: what takes longer hangs, what takes more is a bomb. A day of audio at 44.1 kHz takes some 30 GB.
+# Limits for one clip, in seconds and bytes. A day of audio at 44.1 kHz would need about 30 GB.
 TIMEOUT_S, MEMORY_LIMIT = 600, 8 * 2**30
-# Of decoded audio that waits: no more clips are begun then, since they may be hours long.
+# The limit, in bytes, of decoded audio in the queue. Above it, decoding pauses, because clips can be hours long.
 MAX_BUFFERED = 2 * 2**30
-
 
 Tag = TypeVar("Tag")
 
 
 class Decoded(NamedTuple):
-    """A clip's audio, or why there is none, and the seconds that a decoder took for it."""
+    """The audio of a clip or the reason for its absence, and the decoding time in seconds."""
 
     audio: Float[np.ndarray, "channels samples"] | Unreadable
     seconds: float
@@ -45,76 +44,83 @@ class DecoderPool:
     """A pool of processes that read and decode clips.
 
     Args:
-        count: of processes.
-        rate, separate, max_seconds: as in `snax.data.audio.read`.
+        count: number of processes.
+        rate: see `snax.data.audio.read`.
+        separate: see `snax.data.audio.read`.
+        max_seconds: see `snax.data.audio.read`.
     """
 
     def __init__(self, count: int, rate: int, *, separate: bool, max_seconds: float):
-        # One process imports what all need; each decoder is a fork of it, which takes no time and little memory.
+        # The fork server imports this module once. Workers are forks of it, which start fast and share memory.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([__name__])
-        self._how = (rate, separate, max_seconds)
+        self._options = (rate, separate, max_seconds)
         self._threads, self._reader = ThreadPoolExecutor(count, "decoder"), ThreadPoolExecutor(1, "reader")
-        self._ahead = 2 * count
-        self._of_this_thread = threading.local()
-        self._all: list[_Process] = []
+        self._max_ahead = 2 * count
+        self._thread_local = threading.local()
+        self._workers: list[_Worker] = []
 
     def map(self, clips: Iterable[tuple[Tag, Content]]) -> Iterator[tuple[Tag, Decoded]]:
-        """What each clip's content holds, in order, decoded ahead.
+        """Decode clips ahead of their use and yield them in order.
+
+        Args:
+            clips: a tag, which is returned with the audio, and the content of each clip.
 
         Raises:
-            OSError: for what can't be read for no fault of the clip's: no permission, a broken network or disk.
+            OSError: if reading fails for a reason other than a bad clip, such as a permission, network or disk error.
         """
         running: deque[tuple[Tag, Future[Decoded]]] = deque()
         for tag, content in self._read_ahead(clips):
             running.append((tag, self._threads.submit(self._decode, content)))
-            while len(running) > self._ahead or sum(_bytes_of(future) for _, future in running) > MAX_BUFFERED:
+            while (
+                len(running) > self._max_ahead or sum(_buffered_bytes(future) for _, future in running) > MAX_BUFFERED
+            ):
                 tag, future = running.popleft()
                 yield tag, future.result()
         for tag, future in running:
             yield tag, future.result()
 
     def _read_ahead(self, clips: Iterable[tuple[Tag, Content]]) -> Iterator[tuple[Tag, Content]]:
-        """The clips, each read from its table or tar while its predecessor is under way."""
+        """Read the next clip from its table or tar while the caller uses the current one."""
         clips = iter(clips)
-        following = self._reader.submit(next, clips, None)
-        while (item := following.result()) is not None:
-            following = self._reader.submit(next, clips, None)
+        next_item = self._reader.submit(next, clips, None)
+        while (item := next_item.result()) is not None:
+            next_item = self._reader.submit(next, clips, None)
             yield item
 
     def close(self) -> None:
-        """Ends the processes, whatever they are at."""
+        """Kill the processes."""
         for threads in (self._reader, self._threads):
             threads.shutdown(wait=False, cancel_futures=True)
-        for process in self._all:
-            process.kill()
+        for worker in self._workers:
+            worker.kill()
 
     def _decode(self, content: Content) -> Decoded:
         if isinstance(content, Unreadable):
             return Decoded(content, 0.0)
-        process: _Process | None = getattr(self._of_this_thread, "process", None)
-        if process is None or not process.alive:
-            process = self._of_this_thread.process = _Process(self._context, self._how)
-            self._all.append(process)
-        return process.decode(content)
+        worker: _Worker | None = getattr(self._thread_local, "worker", None)
+        if worker is None or not worker.alive:
+            worker = self._thread_local.worker = _Worker(self._context, self._options)
+            self._workers.append(worker)
+        return worker.decode(content)
 
 
-def _bytes_of(future: Future[Decoded]) -> int:
-    """Of the audio that a clip turned out to be, if it is there."""
+def _buffered_bytes(future: Future[Decoded]) -> int:
+    """Return the size of a decoded clip, or 0 if it is not decoded yet."""
     if not future.done() or future.exception() is not None:
         return 0
     audio = future.result().audio
     return 0 if isinstance(audio, Unreadable) else audio.nbytes
 
 
-class _Process:
-    """One decoder, as its parent sees it."""
+class _Worker:
+    """The parent's handle of a worker process."""
 
-    def __init__(self, context: Any, how: tuple[int, bool, float]):
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, *how), daemon=True)
+    def __init__(self, context: Any, options: tuple[int, bool, float]):
+        self._pipe, worker_pipe = context.Pipe()
+        self._process = context.Process(target=_serve, args=(worker_pipe, *options), daemon=True)
         self._process.start()
-        theirs.close()
+        worker_pipe.close()
         self.alive = True
 
     def decode(self, content: bytes | str) -> Decoded:
@@ -122,7 +128,7 @@ class _Process:
             self._pipe.send(content)
             if not self._pipe.poll(TIMEOUT_S):
                 self.end()
-                return Decoded(Unreadable(f"takes more than {TIMEOUT_S} seconds to read and decode."), TIMEOUT_S)
+                return Decoded(Unreadable(f"reading and decoding timed out after {TIMEOUT_S} seconds."), TIMEOUT_S)
             answer, seconds = self._pipe.recv()
             if isinstance(answer, OSError):
                 raise answer
@@ -131,7 +137,7 @@ class _Process:
             return Decoded(np.frombuffer(self._pipe.recv_bytes(), np.float32).reshape(answer), seconds)
         except (EOFError, ConnectionError):
             self.end()
-            return Decoded(Unreadable(f"crashes its decoder ({_how_it_ended(self._process.exitcode)})."), 0.0)
+            return Decoded(Unreadable(f"the decoder process crashed ({_exit_reason(self._process.exitcode)})."), 0.0)
 
     def kill(self) -> None:
         self._process.kill()
@@ -143,24 +149,24 @@ class _Process:
         self._pipe.close()
 
 
-def _how_it_ended(code: int | None) -> str:
+def _exit_reason(code: int | None) -> str:
     return signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
 
 
 def _serve(pipe: multiprocessing.connection.Connection, rate: int, separate: bool, max_seconds: float) -> None:
-    """What a decoder does: takes clips until its parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer
-    if sys.platform == "linux":  # elsewhere there is a limit in name only
+    """Decode clips until the parent exits. Runs in the worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    if sys.platform == "linux":  # other systems accept RLIMIT_AS but do not enforce it
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
-    # How a pipe ends depends on what was in it when the parent was killed.
+    # The type of the error depends on the data in the pipe when the parent was killed.
     with contextlib.suppress(EOFError, ConnectionResetError, BrokenPipeError):
         while True:
             content = pipe.recv()
-            begin = time.perf_counter()
-            answer = _decoded(content, rate, separate, max_seconds)
-            seconds = time.perf_counter() - begin
+            start = time.perf_counter()
+            answer = _decode(content, rate, separate, max_seconds)
+            seconds = time.perf_counter() - start
             if isinstance(answer, np.ndarray):
                 pipe.send((answer.shape, seconds))
                 pipe.send_bytes(answer.data)
@@ -168,36 +174,36 @@ def _serve(pipe: multiprocessing.connection.Connection, rate: int, separate: boo
                 pipe.send((answer, seconds))
 
 
-def _decoded(content: bytes | str, rate: int, separate: bool, max_seconds: float) -> np.ndarray | Unreadable | OSError:
+def _decode(content: bytes | str, rate: int, separate: bool, max_seconds: float) -> np.ndarray | Unreadable | OSError:
     if isinstance(content, str):
-        # Read whole before anything is decoded: so an error of the disk is not taken for one of the clip.
-        found = _bytes(content)
-        if not isinstance(found, bytes):
-            return found
-        content = found
+        # Read the whole file before decoding, so that a disk error is not mistaken for a bad clip.
+        file_content = _read_file(content)
+        if not isinstance(file_content, bytes):
+            return file_content
+        content = file_content
     try:
         return audio.read(io.BytesIO(content), rate, separate=separate, max_seconds=max_seconds)
     except MemoryError:
-        return Unreadable(f"takes more than {MEMORY_LIMIT} bytes of memory.")
-    except Exception as error:  # from memory nothing fails but the clip
+        return Unreadable(f"decoding needs more than {MEMORY_LIMIT} bytes of memory.")
+    except Exception as error:  # decoding from memory fails only because of the clip
         return Unreadable(str(error) if isinstance(error, audio.AudioError) else f"{type(error).__name__}: {error}")
 
 
-def _bytes(source: str) -> bytes | Unreadable | OSError:
+def _read_file(source: str) -> bytes | Unreadable | OSError:
     try:
         system, path = open_fs(source)
-        if (kind := system.info(path)["type"]) != "file":  # a pipe, say, which would never end
-            return Unreadable("is a folder." if kind == "directory" else "is no regular file.")
+        if (kind := system.info(path)["type"]) != "file":  # reading from a pipe might never end
+            return Unreadable("it is a folder." if kind == "directory" else "it is not a regular file.")
         with system.open(path, "rb") as file:
             content: bytes = file.read()
             return content
     except (FileNotFoundError, NotADirectoryError):
-        return Unreadable("is not there.")
+        return Unreadable("file not found.")
     except MemoryError:
-        return Unreadable(f"takes more than {MEMORY_LIMIT} bytes of memory.")
+        return Unreadable(f"decoding needs more than {MEMORY_LIMIT} bytes of memory.")
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-            return Unreadable("is not there.")
-        return OSError(f"{source} can't be read: {type(error).__name__}: {error}")
-    except Exception as error:  # each kind of storage has its own
-        return OSError(f"{source} can't be read: {type(error).__name__}: {error}")
+            return Unreadable("file not found.")
+        return OSError(f"{source} cannot be read: {type(error).__name__}: {error}")
+    except Exception as error:  # each storage backend has its own exception types
+        return OSError(f"{source} cannot be read: {type(error).__name__}: {error}")

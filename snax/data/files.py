@@ -1,4 +1,4 @@
-"""The files that an argument names: a file, a folder, a pattern, or a URL of fsspec."""
+"""Find the files of an argument: a file, a folder, a glob pattern, or an fsspec URL."""
 
 import posixpath
 import re
@@ -10,44 +10,51 @@ from fsspec.implementations.local import LocalFileSystem
 
 
 class FoundFile(NamedTuple):
-    """A file or an object of a URL."""
+    """A file.
+
+    Attributes:
+        path: a local path or a URL.
+        name: relative to the folder of the argument, or to the last folder before the first wildcard of a pattern.
+        size: in bytes.
+    """
 
     path: str
-    """A local path, or a URL."""
     name: str
-    """Relative to the folder that the argument names, or to the folder in which its pattern begins."""
     size: int
 
 
 def open_fs(file: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a path or URL, and the path there.
+    """Return the file system of a path or URL, and the path in that file system.
 
-    Names of local files may hold anything, also `::`, which chains two systems in a URL of fsspec.
+    Local paths are not parsed as URLs, because their names may contain `::`, with which fsspec chains URLs.
     """
     return fsspec.url_to_fs(file) if "://" in file else (LocalFileSystem(), posixpath.abspath(file))
 
 
 def find_files(argument: str, suffixes: Sequence[str]) -> Iterator[FoundFile]:
-    """The files that `argument` names, sorted.
+    """Find files, sorted by path.
 
-    A file that is named, or matched by a pattern, is taken whatever its suffix; of a folder, files with one of
-    `suffixes`. An existing file or folder is meant literally, even if its name looks like a pattern.
+    Args:
+        argument: a file, a folder or a glob pattern, as a path or URL. The path of an existing file or folder is never
+            used as a pattern.
+        suffixes: lower-case suffixes of the files to find in folders. Other files need to be named, or matched by a
+            pattern.
     """
     system, path = open_fs(argument)
 
-    def inside(folder: str) -> dict[str, int]:
-        found = system.find(folder, detail=True).items()
-        return {name: facts["size"] for name, facts in found if name.lower().endswith(tuple(suffixes))}
+    def sizes_in(folder: str) -> dict[str, int]:
+        entries = system.find(folder, detail=True).items()
+        return {name: info["size"] for name, info in entries if name.lower().endswith(tuple(suffixes))}
 
     sizes: dict[str, int] = {}
     if system.isdir(path):
-        root, sizes = path, inside(path)
+        root, sizes = path, sizes_in(path)
     elif system.exists(path):
         root, sizes = posixpath.dirname(path), {path: system.info(path)["size"]}
     else:
         root = posixpath.dirname(re.split(r"[*?\[]", path)[0])
-        for name, facts in system.glob(path, detail=True).items():
-            sizes |= inside(name) if facts["type"] == "directory" else {name: facts["size"]}
+        for name, info in system.glob(path, detail=True).items():
+            sizes |= sizes_in(name) if info["type"] == "directory" else {name: info["size"]}
     for name in sorted(sizes):
         url = name if isinstance(system, LocalFileSystem) else system.unstrip_protocol(name)
         yield FoundFile(url, posixpath.relpath(name, root), sizes[name])

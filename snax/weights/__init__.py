@@ -1,1 +1,1 @@
-"""Checkpoints: Orbax, PyTorch and safetensors files, names of tensors, the hub."""
+"""Model weights: Orbax checkpoints, PyTorch and safetensors files, tensor names, and downloads from the hub."""

@@ -1,4 +1,4 @@
-"""Models by name: found, downloaded, checked, converted once, and loaded."""
+"""Load models by name: bundled, published, from the hub, or from a path."""
 
 import dataclasses
 import hashlib
@@ -19,12 +19,11 @@ from . import checkpoint, torch_files
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A model that SNAC's author published: where it is, which revision we know, the hash of its weights, and what its
-    `config.json` says."""
+    """A model that SNAC's author published on the hub, pinned to one revision."""
 
     repo_id: str
     revision: str
-    sha256: str
+    sha256: str  # of pytorch_model.bin
     config: SNACConfig
 
 
@@ -49,7 +48,7 @@ PUBLISHED = {
     ),
 }
 
-# Small models that come with this package, as `snax train` wrote them: each in a folder beside this file.
+# Models that are part of this package, each in the folder `snax/NAME`. `snax train` wrote them.
 BUNDLED = ("mini_16khz",)
 
 
@@ -61,35 +60,35 @@ def load(
     precision: str = "highest",
     revision: str | None = None,
 ) -> SNAC:
-    """A trained SNAC: `snax.load("snac_24khz")`.
+    """Load a trained SNAC: `snax.load("snac_24khz")`.
 
-    A published model, or any other on the hub, is downloaded and converted the first time, and then read from the cache
-    of `huggingface_hub`, offline too. `mini_16khz` comes with this package: a small codec for speech, to try things
-    with.
+    A model from the hub is downloaded and converted on first use. Later calls read the converted model from the cache
+    of `huggingface_hub` and work offline. `mini_16khz`, a small speech codec for experiments, is part of this package.
 
     Args:
-        name_or_path: a published name (snac_24khz, snac_32khz, snac_44khz), mini_16khz, a folder or URL (such as
-            gs://) that `snax.save` wrote, a folder with the reference's config.json and weights, or a hub id,
-            `owner/name`.
-        dtype: of the parameters, and so of the computation. With bfloat16 many codes differ from float32's.
-        sharding: where the parameters go, such as `NamedSharding(mesh, PartitionSpec())` for a copy on each device
-            of a mesh. The default is the first local device.
-        precision: of matrix products. All but "highest" change codes on TPUs and recent GPUs.
-        revision: a commit, tag or branch on the hub. Published names are pinned to the one whose hash is known.
+        name_or_path: a published name (snac_24khz, snac_32khz, snac_44khz), mini_16khz, a directory or URL (such as
+            gs://) that `snax.save` wrote, a directory with the reference's config.json and weights, or the id of a
+            repository on the hub, `owner/name`.
+        dtype: the dtype of the parameters and of the computation. bfloat16 changes many codes.
+        sharding: the sharding of the parameters. For example, `NamedSharding(mesh, PartitionSpec())` copies them to
+            each device of a mesh. Defaults to the first local device.
+        precision: the precision of matrix products. Values other than "highest" change codes on TPUs and recent GPUs.
+        revision: a commit, tag or branch on the hub. Defaults to a pinned commit for published names and to `main` for
+            other repositories.
 
     Raises:
-        ValueError: if nothing is known under this name, or what is there is damaged or not a SNAC.
-        ConnectionError: if the model is not in the cache, and the hub can't be reached or breaks off.
+        ValueError: if there is no model with this name, or if it is corrupt or not a SNAC.
+        ConnectionError: if the model is not in the cache and the download fails.
         FileNotFoundError: if a repository on the hub has no configuration or no weights.
     """
     if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"dtype must be floating point, got {jnp.dtype(dtype)}.")
+        raise ValueError(f"`dtype` (={jnp.dtype(dtype)}) must be a floating-point type.")
     source = os.fspath(name_or_path)
     if source in BUNDLED:
         source = os.fspath(Path(__file__).parents[1] / source / "weights")
     if source not in PUBLISHED and ("://" in source or os.path.isdir(source)):
         if revision is not None:
-            raise ValueError(f"revision (={revision!r}) is for models on the hub; {source} is a path.")
+            raise ValueError(f"`revision` (={revision!r}) applies to models on the hub, but {source} is a path.")
         if (weights_path := torch_files.find_weights(source)) is not None:
             config_path = Path(source, torch_files.CONFIG_NAME)
             model = torch_files.read_model(weights_path, config_path, precision=precision)
@@ -100,8 +99,17 @@ def load(
 
 
 def converted(name: str, revision: str | None = None) -> Path:
-    """The Orbax directory of a published name or hub id in the cache, made if it is not there; raises as `load`."""
-    # Imported where it is used: with its HTTP client it takes as long as half of JAX.
+    """Return the path of a converted model in the cache. Download and convert the model if it is not cached.
+
+    Args:
+        name: a published name, or the id of a repository on the hub.
+        revision: see `load`.
+
+    Raises:
+        RuntimeError: if the model is not cached and several JAX processes run.
+        ValueError, ConnectionError, FileNotFoundError: see `load`.
+    """
+    # A slow import: half as long as JAX's, because of the HTTP client.
     from huggingface_hub import cached_assets_path
 
     repo_id, commit = _commit(name, revision)
@@ -110,30 +118,41 @@ def converted(name: str, revision: str | None = None) -> Path:
         return folder
     if jax.process_count() > 1:
         raise RuntimeError(
-            f"{name} has not been converted on this host, and several JAX processes can't do that at once: "
-            f"run `python convert/torch_to_flax.py {name}` on each host first."
+            f"{name} has not been converted on this host, and a job of several JAX processes cannot convert it. "
+            f"Run `snax convert {name}` on each host first, or run `snax convert {name} OUT` once and load OUT."
         )
     weights_path, config_path = download(name, revision)
     model = torch_files.read_model(weights_path, config_path)
-    # One process writes, into a folder of another name: whoever comes next finds all of it, or nothing.
+    # One process writes, under a temporary name. Readers find the complete model or none.
     with FileLock(os.fspath(folder.with_suffix(".lock"))):
         if not folder.exists():
             unfinished = folder.with_suffix(".unfinished")
-            shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+            shutil.rmtree(unfinished, ignore_errors=True)  # left by a killed process
             checkpoint.save(model, unfinished)
             unfinished.rename(folder)
     return folder
 
 
 def download(name: str, revision: str | None = None) -> tuple[Path, Path]:
-    """The weights and the configuration of a published name or hub id, in the hub's cache; raises as `load`."""
+    """Download a model to the hub's cache.
+
+    Args:
+        name: a published name, or the id of a repository on the hub.
+        revision: see `load`.
+
+    Returns:
+        The paths of the weights and of the configuration.
+
+    Raises:
+        ValueError, ConnectionError, FileNotFoundError: see `load`.
+    """
     repo_id, commit = _commit(name, revision)
     config_path = _download(repo_id, torch_files.CONFIG_NAME, commit)
     published = _published(name)
     if published is None or commit != published.revision:
         try:
             return _download(repo_id, torch_files.SAFETENSORS_NAME, commit), config_path
-        except (FileNotFoundError, ConnectionError):  # not there, or not in the cache: then perhaps the other kind is
+        except (FileNotFoundError, ConnectionError):  # offline, only the other format may be in the cache
             return _download(repo_id, torch_files.PICKLE_NAME, commit), config_path
     weights_path = _download(repo_id, torch_files.PICKLE_NAME, commit)
     with open(weights_path, "rb") as file:
@@ -141,10 +160,12 @@ def download(name: str, revision: str | None = None) -> tuple[Path, Path]:
     if sha256 != published.sha256:
         raise ValueError(
             f"{weights_path} is not the published {name}: its sha256 is {sha256}, expected {published.sha256}. "
-            "Delete it to download it again."
+            "Delete the file to download it again."
         )
     if torch_files.read_config(config_path) != published.config:
-        raise ValueError(f"{config_path} is not that of the published {name}. Delete it to download it again.")
+        raise ValueError(
+            f"{config_path} is not the configuration of the published {name}. Delete the file to download it again."
+        )
     return weights_path, config_path
 
 
@@ -154,12 +175,12 @@ def _published(name: str) -> Published | None:
 
 
 def _commit(name: str, revision: str | None) -> tuple[str, str]:
-    """The hub id that `name` stands for, and the commit of `revision`: the pinned one, or as the hub says."""
+    """Return the repository id of a model, and the commit of `revision`: the pinned one, or the hub's answer."""
     published = _published(name)
     if published is None and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise ValueError(
-            f"{name!r} is neither a published model ({', '.join(PUBLISHED)}), nor one that comes with snax "
-            f"({', '.join(BUNDLED)}), nor a folder here, nor a hub id, `owner/name`."
+            f"{name!r} is neither a published model ({', '.join(PUBLISHED)}), nor a bundled model "
+            f"({', '.join(BUNDLED)}), nor an existing directory, nor the id of a repository on the hub, `owner/name`."
         )
     if published is None:
         repo_id, revision = name, revision or "main"
@@ -171,23 +192,24 @@ def _commit(name: str, revision: str | None) -> tuple[str, str]:
 
 
 def _download(repo_id: str, filename: str, revision: str) -> Path:
-    """A file of the hub in the hub's cache, in a folder named after its commit."""
+    """Download a file to the hub's cache. The name of its parent folder is the commit."""
     from huggingface_hub import errors, hf_hub_download
 
     try:
         return Path(hf_hub_download(repo_id, filename, revision=revision))
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
         raise ValueError(
-            f"the hub has no {repo_id} at revision {revision}, or not for you, nor is it a folder here: {error}"
+            f"The hub has no repository {repo_id} at revision {revision}, or it is private, and there is no local "
+            f"directory {repo_id}: {error}"
         ) from error
     except errors.LocalEntryNotFoundError as error:
         raise ConnectionError(
-            f"{filename} of {repo_id} is not in the cache and the hub can't be reached: download it elsewhere and "
-            "pass the folder, or try again."
+            f"{filename} of {repo_id} is not in the cache, and the hub cannot be reached. Try again, or download the "
+            "files on another machine and pass their folder."
         ) from error
     except errors.EntryNotFoundError as error:
-        raise FileNotFoundError(f"{repo_id} at revision {revision} has no {filename}: it holds no SNAC.") from error
-    except (OSError, ValueError):  # a full disk, say
+        raise FileNotFoundError(f"{repo_id} at revision {revision} has no {filename}, so it is not a SNAC.") from error
+    except (OSError, ValueError):  # for example a full disk
         raise
-    except Exception as error:  # the HTTP client's own kinds
-        raise ConnectionError(f"downloading {filename} of {repo_id} broke off, try again: {error}") from error
+    except Exception as error:  # the HTTP client has its own exception types
+        raise ConnectionError(f"Download of {filename} of {repo_id} failed. Try again: {error}") from error

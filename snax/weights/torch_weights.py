@@ -1,7 +1,8 @@
-"""The reference's state dict, as NumPy arrays, to a SNAC and back. Imports no torch.
+"""Convert the reference's state dict, as NumPy arrays, to a SNAC and back. Does not import torch.
 
-The reference keeps each convolution as a gain and a direction (weight norm). They are multiplied out on the way in and
-taken apart on the way out: the forward pass never sees them.
+The reference stores the kernel of each convolution as magnitude `g` and direction `v` (weight normalization, Salimans
+and Kingma, 2016, arXiv:1602.07868). They are merged when weights are loaded and split when weights are exported, so the
+forward pass uses plain kernels.
 """
 
 import math
@@ -18,17 +19,22 @@ from ..codec.layers import Conv, NoiseBlock, ResidualUnit, Sequential, Snake, St
 from ..codec.model import SNAC, Decoder
 from ..codec.quantizer import VectorQuantize
 
-# Gain and direction as torch names them today, and as it did before 2.0.
-_TODAY = (".parametrizations.weight.original0", ".parametrizations.weight.original1")
-_OLDER = (".weight_g", ".weight_v")
+# The suffixes of g and v in torch.nn.utils.parametrizations.weight_norm, and before torch 2.0.
+_PARAMETRIZATION_SUFFIXES = (".parametrizations.weight.original0", ".parametrizations.weight.original1")
+_LEGACY_SUFFIXES = (".weight_g", ".weight_v")
 
 
 def from_torch(state_dict: Mapping[str, np.ndarray], config: SNACConfig, *, precision: str = "highest") -> SNAC:
-    """The SNAC, in float32, whose parameters `state_dict` holds under the reference's names.
+    """Build a SNAC in float32 from the reference's state dict.
+
+    Args:
+        state_dict: arrays of any floating-point dtype under the reference's names.
+        config: the configuration of the model.
+        precision: see `snax.load`.
 
     Raises:
-        ValueError: unless names and shapes are exactly those of `config` and all values are finite. Lists everything
-            that is missing, unexpected, mis-shaped or not finite at once.
+        ValueError: if names or shapes do not match `config`, or if values are not finite. The message lists all
+            problems at once.
     """
     model = SNAC(config, precision=precision, rngs=None)
     remaining, problems = dict(state_dict), []
@@ -46,49 +52,53 @@ def from_torch(state_dict: Mapping[str, np.ndarray], config: SNACConfig, *, prec
 
     for tensor in named_tensors(model):
         if tensor.weight_norm:
-            gain_name, direction_name = _norm_names(tensor.name, remaining)
-            gain = take(gain_name, _gain_shape(tensor.shape))
-            weight = _fold(gain, take(direction_name, tensor.shape))
+            g_name, v_name = _weight_norm_names(tensor.name, remaining)
+            g = take(g_name, _g_shape(tensor.shape))
+            weight = _merge(g, take(v_name, tensor.shape))
             if not np.isfinite(weight).all():
-                problems.append(f"of no length, so without a direction: {direction_name}")
+                problems.append(f"norm of zero in weight normalization: {v_name}")
         else:
             weight = take(tensor.name, tensor.shape)
         tensor.parameter.set_value(jnp.asarray(tensor.from_torch(weight)))
 
     for name in _buffer_names(model):
         frequencies = rotary_frequencies()
-        if not np.allclose(take(name, frequencies.shape), frequencies, rtol=1e-2):  # bfloat16 files are 0.4 % off
-            problems.append(f"not rotary frequencies of theta 10000: {name}")
+        if not np.allclose(take(name, frequencies.shape), frequencies, rtol=1e-2):  # bfloat16 rounds by up to 0.4 %
+            problems.append(f"not the rotary frequencies of theta = 10000: {name}")
 
     problems += [f"unexpected: {name} {array.shape}" for name, array in remaining.items()]
     if problems:
         raise ValueError(
-            f"not the weights of this configuration, {len(problems)} differences:\n  " + "\n  ".join(problems)
+            f"The weights do not match the configuration ({len(problems)} differences):\n  " + "\n  ".join(problems)
         )
     return model
 
 
 def to_torch(model: SNAC) -> dict[str, np.ndarray]:
-    """`from_torch`'s inverse: the state dict, in float32, that the reference's `load_state_dict` takes strictly.
+    """Build the reference's state dict, in float32. The inverse of `from_torch`.
 
-    Directions are the weights themselves and gains their norms: the function is the same to rounding, while a gain and
-    a direction that went in come back with the direction's length changed.
+    The reference's `load_state_dict` accepts it with `strict=True`. For weight normalization, `v` is the kernel and `g`
+    its norm, as when torch adds weight norm to a layer. The function is the same up to rounding, but the norm of `v`
+    may differ from the state dict that the model was loaded from.
     """
     state_dict = {name: rotary_frequencies() for name in _buffer_names(model)}
     for tensor in named_tensors(model):
         weight = tensor.to_torch(np.asarray(tensor.parameter.get_value(), np.float32))
         if tensor.weight_norm:
-            gain_name, direction_name = _norm_names(tensor.name, ())
-            state_dict[gain_name], state_dict[direction_name] = _unfold(weight)
+            g_name, v_name = _weight_norm_names(tensor.name, ())
+            state_dict[g_name], state_dict[v_name] = _split(weight)
         else:
             state_dict[tensor.name] = weight
     return state_dict
 
 
 class NamedTensor(NamedTuple):
-    """A parameter of ours and where torch keeps it: `parameter.transpose(axes)`, all axes after the third merged."""
+    """A parameter and its layout in the reference.
 
-    name: str
+    The reference's tensor is `parameter.transpose(axes)`, with all axes from the third on merged into one.
+    """
+
+    name: str  # in the reference
     parameter: Any  # an nnx.Param
     axes: tuple[int, ...]
     weight_norm: bool = False
@@ -109,14 +119,14 @@ class NamedTensor(NamedTuple):
 
 
 def named_tensors(model: SNAC) -> Iterator[NamedTensor]:
-    """Every parameter under the name that it has in the reference."""
+    """Yield every parameter with its name in the reference."""
     yield from _walk("encoder", model.encoder)
     yield from _walk("decoder", model.decoder)
     yield from _sequential("quantizer.quantizers", model.quantizer.quantizers)
 
 
 def _sequential(prefix: str, modules: Iterable[nnx.Module]) -> Iterator[NamedTensor]:
-    """torch numbers the modules of a Sequential."""
+    """Name modules by their index, as torch does in a Sequential."""
     for i, module in enumerate(modules):
         yield from _walk(f"{prefix}.{i}", module)
 
@@ -154,34 +164,36 @@ def _walk(prefix: str, module: nnx.Module) -> Iterator[NamedTensor]:
 
 
 def _buffer_names(model: SNAC) -> list[str]:
-    """Constants that the reference keeps in its state dict, beside the weights of the attention they belong to."""
+    """Return the names of the rotary frequencies, one for each attention layer."""
     names = [tensor.name for tensor in named_tensors(model) if tensor.name.endswith(".to_qkv.weight")]
     return [name.replace("to_qkv.weight", "rel_pos.inv_freq") for name in names]
 
 
-def _norm_names(name: str, given: Iterable[str]) -> list[str]:
-    """The names of a weight's gain and direction: the older ones if `given` has one of them."""
+def _weight_norm_names(name: str, existing: Iterable[str]) -> list[str]:
+    """Return the names of a weight's g and v: the legacy ones if `existing` contains one of them."""
     layer = name.removesuffix(".weight")
-    older = any(layer + suffix in given for suffix in _OLDER)
-    return [layer + suffix for suffix in (_OLDER if older else _TODAY)]
+    legacy = any(layer + suffix in existing for suffix in _LEGACY_SUFFIXES)
+    return [layer + suffix for suffix in (_LEGACY_SUFFIXES if legacy else _PARAMETRIZATION_SUFFIXES)]
 
 
-def _gain_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+def _g_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[0], *(1 for _ in shape[1:])
 
 
-def _norm(direction: np.ndarray) -> np.ndarray:
-    """Length over every dimension but the first: the input channels for a transposed convolution, as in torch."""
-    axes = tuple(range(1, direction.ndim))
-    return np.sqrt(np.square(direction, dtype=np.float64).sum(axes, keepdims=True))
+def _norm(v: np.ndarray) -> np.ndarray:
+    """Return the norm over all axes but the first, which is the input channels of a transposed convolution in torch."""
+    axes = tuple(range(1, v.ndim))
+    return np.sqrt(np.square(v, dtype=np.float64).sum(axes, keepdims=True))
 
 
-def _fold(gain: np.ndarray, direction: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore", invalid="ignore"):  # a direction of length 0 is reported by the caller
-        return (direction * (gain / _norm(direction))).astype(np.float32)
+def _merge(g: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Return the kernel `g * v / |v|`."""
+    with np.errstate(divide="ignore", invalid="ignore"):  # the caller reports a norm of zero
+        return (v * (g / _norm(v))).astype(np.float32)
 
 
-def _unfold(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    norm = _norm(weight)
-    direction = np.where(norm == 0, 1, weight)  # a channel that is all zeros: any direction, gain 0
-    return norm.astype(np.float32), direction.astype(np.float32)
+def _split(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return g and v of a kernel."""
+    g = _norm(weight)
+    v = np.where(g == 0, 1, weight)  # a kernel of zeros has g = 0, and v must not have a norm of zero
+    return g.astype(np.float32), v.astype(np.float32)
