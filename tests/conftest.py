@@ -1,4 +1,4 @@
-"""Every test runs under the strictest rules that JAX has, on four devices, with all shapes and types checked."""
+"""Run all tests with JAX's strictest promotion rules, four devices, and run-time checks of all shapes and types."""
 
 import ctypes
 import gc
@@ -11,11 +11,11 @@ import jax
 import jaxtyping
 import pytest
 
-# Ten seconds is no measure of speed: it is what no input may take.
-checks = [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture]
-hypothesis.settings.register_profile("short", deadline=10_000, suppress_health_check=checks)
+# A deadline of ten seconds detects hangs. It does not measure speed.
+suppressed_checks = [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture]
+hypothesis.settings.register_profile("short", deadline=10_000, suppress_health_check=suppressed_checks)
 hypothesis.settings.register_profile(
-    "long", deadline=10_000, max_examples=100_000, suppress_health_check=checks, database=None
+    "long", deadline=10_000, max_examples=100_000, suppress_health_check=suppressed_checks, database=None
 )
 hypothesis.settings.load_profile("short")
 
@@ -23,11 +23,11 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 with jaxtyping.install_import_hook("snax", "beartype.beartype"):
-    import snax  # noqa: F401  # imported here so that the hook is on it
+    import snax  # noqa: F401  # the hook instruments modules that are imported inside the block
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Share compiled programs between the workers, the processes that tests start, and later runs of the tests."""
+    """Share compiled programs between test workers, the processes that tests start, and later test runs."""
     folder = str(config.cache.mkdir("compiled"))
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
@@ -36,25 +36,25 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def memory_of_one_module() -> Iterator[None]:
-    """Release the programs of a module when its tests are done: all of them together take gigabytes."""
+def release_memory() -> Iterator[None]:
+    """Release the compiled programs of a test module after its tests. Those of all modules take gigabytes."""
     yield
     jax.clear_caches()
     gc.collect()
     if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)  # the C library keeps what compilers freed, about 900 MB
+        ctypes.CDLL(None).malloc_trim(0)  # return about 900 MB that the compiler freed to the system
 
 
 @pytest.fixture
 def optax_mixes() -> Iterator[None]:
-    """Optax mixes counts and floats, which tests forbid otherwise."""
+    """Allow implicit dtype promotion, which Optax needs for integer step counts."""
     with jax.numpy_dtype_promotion("standard"):
         yield
 
 
 @pytest.fixture
 def as_users_see_it() -> Iterator[None]:
-    """Without the type checks of the test run, which a user does not have: bad input meets our own errors."""
+    """Disable the run-time type checks of the tests, so that invalid inputs reach snax's own error messages."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

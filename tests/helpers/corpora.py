@@ -1,4 +1,4 @@
-"""Corpora of real audio in all the forms that a corpus comes in."""
+"""Corpora of real audio in all input formats."""
 
 import csv
 import io
@@ -15,7 +15,7 @@ import soundfile
 from helpers.recordings import DATA
 from snax.data import corpus, reading
 
-# Name, sampling rate, and soundfile's arguments where the name does not say them.
+# Suffix: sampling rate, and soundfile's arguments that do not follow from the suffix.
 FORMATS = {
     "16.wav": (16_000, {}),
     "float.wav": (44_100, {"subtype": "FLOAT"}),
@@ -27,19 +27,19 @@ FORMATS = {
 
 
 def encoded(name: str, seconds: float, begin: float = 0, channels: int = 1) -> bytes:
-    """Some real speech in one of `FORMATS`, which `name` ends with. (Played at another rate, it is speech no more.)"""
+    """Encode speech in the format of the file name's suffix. Its sampling rate is changed without resampling."""
     suffix = next(suffix for suffix in FORMATS if name.endswith(suffix))
-    rate, how = FORMATS[suffix]
+    rate, options = FORMATS[suffix]
     speech = soundfile.read(DATA / "speech_7s.wav")[0]
     part = np.resize(np.roll(speech, -round(begin * 16_000)), round(seconds * rate))
     samples = np.stack([np.roll(part, 1000 * channel) for channel in range(channels)], axis=1)
     file = io.BytesIO()
-    soundfile.write(file, samples, rate, **{"format": Path(name).suffix[1:].upper()} | how)
+    soundfile.write(file, samples, rate, **{"format": Path(name).suffix[1:].upper()} | options)
     return file.getvalue()
 
 
 def clips(count: int, seed: int = 0) -> dict[str, bytes]:
-    """So many files of all formats, a twentieth of a second to one second long, some with two channels."""
+    """Make `count` files of 0.05 to 1 s in all formats. Every second file has two channels."""
     rng = np.random.default_rng(seed)
     names = [f"{i:03}_{suffix}" for i, suffix in zip(range(count), itertools.cycle(FORMATS), strict=False)]
     return {
@@ -48,7 +48,7 @@ def clips(count: int, seed: int = 0) -> dict[str, bytes]:
 
 
 def folder(path: Path, files: dict[str, bytes]) -> Path:
-    """Files in a folder, every third one in one below."""
+    """Write files into a folder, every third file into a subfolder."""
     (path / "below").mkdir(parents=True)
     for i, (name, content) in enumerate(files.items()):
         (path / ("below" if i % 3 == 0 else "") / name).write_bytes(content)
@@ -56,7 +56,7 @@ def folder(path: Path, files: dict[str, bytes]) -> Path:
 
 
 def tar(path: Path, files: dict[str, bytes]) -> Path:
-    """A WebDataset tar: each sample a text beside the audio."""
+    """Write a WebDataset tar whose samples consist of audio and text."""
     with tarfile.open(path, "w") as archive:
         for name, content in files.items():
             for member, data in ((f"{Path(name).stem}.txt", b"some text"), (name, content)):
@@ -67,7 +67,7 @@ def tar(path: Path, files: dict[str, bytes]) -> Path:
 
 
 def table(path: Path, files: dict[str, bytes], *, ids: bool = True) -> Path:
-    """A table with audio as Hugging Face's datasets have it, in small groups of rows."""
+    """Write a table with audio in the format of Hugging Face datasets, in small row groups."""
     columns = {"audio": [{"bytes": content, "path": name} for name, content in files.items()]}
     columns["text"] = ["some text"] * len(files)
     if ids:
@@ -77,7 +77,7 @@ def table(path: Path, files: dict[str, bytes], *, ids: bool = True) -> Path:
 
 
 def manifest(path: Path, files: dict[str, bytes]) -> Path:
-    """A manifest, .jsonl or .csv, of files below it."""
+    """Write a manifest, .jsonl or .csv, and its files into a folder next to it."""
     folder = path.with_suffix("")
     folder.mkdir()
     for name, content in files.items():
@@ -94,7 +94,7 @@ def manifest(path: Path, files: dict[str, bytes]) -> Path:
 
 
 def contents(path: Path) -> dict[str, io.BytesIO]:
-    """The audio of a tar or table that was written here, by id."""
+    """Return the audio in a tar or table by clip id."""
     if path.suffix == ".parquet":
         return {row["id"]: io.BytesIO(row["audio"]["bytes"]) for row in pq.read_table(path).to_pylist()}
     with tarfile.open(path) as archive:
@@ -102,14 +102,14 @@ def contents(path: Path) -> dict[str, io.BytesIO]:
         return {Path(member.name).stem: io.BytesIO(archive.extractfile(member).read()) for member in members}
 
 
-def ids(*inputs: Path | str) -> list[str]:
-    """Of all clips, in the plan's order."""
-    shards = corpus.plan([str(given) for given in inputs], 1000)
+def clip_ids(*inputs: Path | str) -> list[str]:
+    """Return the ids of all clips, in the order of the plan."""
+    shards = corpus.plan([str(argument) for argument in inputs], 1000)
     return [clip.id for sources in shards for source in sources for clip, _ in reading.clips(source)]
 
 
-def read(source: corpus.Source) -> dict[str, bytes | str]:
-    """What is read of each clip, or the reason why not."""
+def read_clips(source: corpus.Source) -> dict[str, bytes | str]:
+    """Return for each clip id its bytes or path, or the reason why it cannot be read."""
     return {
         clip.id: content.reason if isinstance(content, reading.Unreadable) else content
         for clip, content in reading.clips(source)

@@ -1,4 +1,4 @@
-"""A model hub on loopback, as far as the real `huggingface_hub` client needs one to download files."""
+"""A local HTTP server with the part of the Hugging Face hub's API that `huggingface_hub` needs for downloads."""
 
 import contextlib
 import hashlib
@@ -8,16 +8,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves `files[repo_id, revision, filename]`; a revision is a commit, or an alias of one in `aliases`."""
+    """Serves `files[repo_id, commit, filename]`. `aliases` maps branches and tags to commits."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files: dict[tuple[str, str, str], bytes] = {}
         self.aliases: dict[str, str] = {}
         self.requests: list[str] = []
-        self.break_off_after: int | None = None  # bytes of a body, then the connection is closed
-        self.redirects: dict[tuple[str, str, str], str] = {}  # to another hub, by its URL
-        self.lie_about_length = 0  # so many bytes too many are promised of weights
+        self.break_off_after: int | None = None  # close the connection after this many bytes of weights
+        self.redirects: dict[tuple[str, str, str], str] = {}  # the URL of another hub for a file
+        self.length_error = 0  # added to the Content-Length of weights
 
     @property
     def url(self) -> str:
@@ -42,22 +42,22 @@ class _Handler(BaseHTTPRequestHandler):
         repo_id, _, rest = self.path.lstrip("/").partition("/resolve/")
         revision, _, filename = rest.partition("/")
         commit = self.server.aliases.get(revision, revision)
-        known = {key[:2] for key in self.server.files}
+        commits = {key[:2] for key in self.server.files}
         body = self.server.files.get((repo_id, commit, filename))
         if body is None:
-            missing = "RepoNotFound" if repo_id not in {r for r, _ in known} else "RevisionNotFound"
+            missing = "RepoNotFound" if repo_id not in {r for r, _ in commits} else "RevisionNotFound"
             self.send_response(404)
-            self.send_header("X-Error-Code", "EntryNotFound" if (repo_id, commit) in known else missing)
+            self.send_header("X-Error-Code", "EntryNotFound" if (repo_id, commit) in commits else missing)
             self.send_header("X-Repo-Commit", commit)
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        if elsewhere := self.server.redirects.get((repo_id, commit, filename)):
+        if other_url := self.server.redirects.get((repo_id, commit, filename)):
             self.send_response(302)
             self.send_header("X-Repo-Commit", commit)
             self.send_header("X-Linked-ETag", f'"{hashlib.sha256(body).hexdigest()}"')
             self.send_header("X-Linked-Size", str(len(body)))
-            self.send_header("Location", elsewhere + self.path)
+            self.send_header("Location", other_url + self.path)
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
@@ -68,8 +68,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Accept-Ranges", "bytes")
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-        lie = 0 if filename == "config.json" else self.server.lie_about_length
-        self.send_header("Content-Length", str(len(body) - start + lie))
+        error = 0 if filename == "config.json" else self.server.length_error
+        self.send_header("Content-Length", str(len(body) - start + error))
         self.end_headers()
         if with_body and self.server.break_off_after is not None and filename != "config.json":
             self.wfile.write(body[start : start + self.server.break_off_after])
@@ -80,6 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def running() -> Iterator[Hub]:
+    """Run a hub in a thread."""
     with Hub() as hub:
         thread = threading.Thread(target=hub.serve_forever, daemon=True)
         thread.start()
