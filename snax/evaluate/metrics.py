@@ -34,7 +34,7 @@ def scores(audio: Audio, target: Audio, rate: int, *, with_pesq: bool = False) -
         "si_sdr": si_sdr(audio, target),
         "stoi": stoi(audio, target, rate),
     }
-    return values | {"pesq": pesq(audio, target, rate)} if with_pesq else found
+    return values | {"pesq": pesq(audio, target, rate)} if with_pesq else values
 
 
 def mean(values: Iterable[float]) -> float:
