@@ -1,13 +1,9 @@
-"""snax: the SNAC neural audio codec in JAX."""
+"""snax: the SNAC neural audio codec in JAX.
 
-from . import tokens as tokens
-from .codec.config import SNACConfig as SNACConfig
-from .codec.model import SNAC as SNAC
-from .data.token_shards import open_tokens as open_tokens
-from .inference.packing import EncodedClip as EncodedClip
-from .inference.packing import decode_many as decode_many
-from .inference.packing import encode_many as encode_many
-from .inference.streaming import StreamDecoder as StreamDecoder
-from .inference.streaming import StreamEncoder as StreamEncoder
-from .weights.checkpoint import save as save
-from .weights.pretrained import load as load
+The public names are listed in `__init__.pyi`. Their modules are imported on first use, so that `snax --help` does not
+wait for JAX.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -18,7 +18,8 @@ import snax
 from snax import cli
 from snax.data import audio
 from snax.data.codes_file import CodesFile
-from snax.extract.run import ExtractConfig, extract
+from snax.extract.config import ExtractConfig
+from snax.extract.run import extract
 
 RATE = small.CONFIG.sampling_rate
 
@@ -90,7 +91,7 @@ def test_a_bad_file_does_not_stop_the_others(
 ) -> None:
     (corpus / "aa.wav").write_bytes((corpus / "a.wav").read_bytes()[:1000])
     assert run("encode", corpus, "-m", model_folder) == 1
-    assert f"snax: {corpus / 'aa.wav'}: is not whole: " in capsys.readouterr().err
+    assert f"snax: {corpus / 'aa.wav'}: the file is truncated: " in capsys.readouterr().err
     assert len(list(corpus.rglob("*.codes.safetensors"))) == 3
 
 
@@ -102,7 +103,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
 def test_nothing_is_overwritten(corpus: Path, model_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
     codes = corpus / "a.codes.safetensors"
     codes.write_text("precious")
-    assert "already there, and --force was not given" in refused(capsys, "encode", corpus, "-m", model_folder)
+    assert "Pass --force to overwrite them" in refused(capsys, "encode", corpus, "-m", model_folder)
     assert codes.read_text() == "precious"
     assert not (corpus / "b.codes.safetensors").exists()
     assert run("encode", corpus, "-m", model_folder, "--force") == 0
@@ -110,13 +111,13 @@ def test_nothing_is_overwritten(corpus: Path, model_folder: str, capsys: pytest.
 
 
 def test_refusals(corpus: Path, tmp_path: Path, model_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "not there: nothing.wav" in refused(capsys, "encode", "nothing.wav", "-m", model_folder)
+    assert "no such file or folder: nothing.wav" in refused(capsys, "encode", "nothing.wav", "-m", model_folder)
     (corpus / "a.mp3").write_bytes((corpus / "below" / "c.mp3").read_bytes())
     message = refused(capsys, "encode", corpus, "-m", model_folder)
     assert "would all be written to" in message
     (tmp_path / "empty").mkdir()
     assert "no files with .wav" in refused(capsys, "encode", tmp_path / "empty", "-m", model_folder)
-    assert "can't be read as codes" in refused(capsys, "decode", corpus / "notes.txt")
+    assert "cannot be read as a codes file" in refused(capsys, "decode", corpus / "notes.txt")
 
 
 def test_names_that_look_like_patterns(corpus: Path, model_folder: str) -> None:
@@ -151,7 +152,7 @@ def test_codes_of_another_model(
     other = tmp_path / "other"
     snax.save(snax.SNAC(small.CONFIG, rngs=snax.codec.model.nnx.Rngs(1)), other)
     assert run("decode", corpus / "a.codes.safetensors", "-m", other) == 1
-    assert "its codes were made by" in capsys.readouterr().err
+    assert "the codes were made by the model" in capsys.readouterr().err
     assert not (corpus / "a.snac.wav").exists()
 
 
@@ -162,7 +163,7 @@ def test_codes_that_are_none(
     file = CodesFile.read(corpus / "a.codes.safetensors")
     dataclasses.replace(file, codes=[level + 64 for level in file.codes]).write(corpus / "a.codes.safetensors")
     assert run("decode", corpus, "-m", model_folder) == 1
-    assert "codes[0] must be between 0 and `codebook_size` - 1 (=63)" in capsys.readouterr().err
+    assert "`codes[0]` must be between 0 and `codebook_size` - 1 (=63)" in capsys.readouterr().err
     assert len(list(corpus.rglob("*.snac.wav"))) == 2
 
 
@@ -191,7 +192,7 @@ def test_pipes(corpus: Path, model_folder: str) -> None:
 
 
 def test_extract_and_info(corpus: Path, tmp_path: Path, model_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
-    job = ExtractConfig([str(corpus)], str(tmp_path / "tokens"), model_folder, num_workers=1)
+    job = ExtractConfig([str(corpus)], out=str(tmp_path / "tokens"), model=model_folder, num_workers=1)
     extract(small.model(), job)
     assert run("info", tmp_path / "tokens") == 0
     out = capsys.readouterr().out
@@ -207,7 +208,7 @@ def test_extract_and_info(corpus: Path, tmp_path: Path, model_folder: str, capsy
         assert fact in out
     (tmp_path / "tokens" / "_SUCCESS").unlink()
     assert run("info", tmp_path / "tokens") == 0
-    assert "finished          no: 1 shards so far; `snax extract` goes on" in capsys.readouterr().out
+    assert "finished          no: 1 shards so far; run `snax extract` again to resume" in capsys.readouterr().out
 
 
 def test_info(corpus: Path, model_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -215,7 +216,7 @@ def test_info(corpus: Path, model_folder: str, capsys: pytest.CaptureFixture[str
     inputs = ["snac_24khz", model_folder, corpus / "b.flac", corpus / "a.codes.safetensors", corpus / "notes.txt"]
     assert run("info", *inputs) == 1
     out, err = capsys.readouterr()
-    assert f"snax: {corpus / 'notes.txt'}: no audio that" in err
+    assert f"snax: {corpus / 'notes.txt'}: not an audio file that" in err
     for fact in (
         "hubertsiuzdak/snac_24khz on the hub, revision d73ad176",
         "0.98 kbps",

@@ -1,12 +1,11 @@
 """The extraction loop: decode, encode and commit this process's shards, one after the other."""
 
-import dataclasses
 import importlib.metadata
 import itertools
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -18,11 +17,12 @@ from jax.sharding import Mesh
 
 from .. import distributed
 from ..codec.model import SNAC
-from ..data import audio, corpus
+from ..data import corpus
 from ..data.decoding import Decoded, DecoderPool
 from ..data.reading import Clip, Content, Unreadable, clips
 from ..inference.packing import ROW_CONTEXTS, EncodedClip, computed_blocks, encode_many
 from ..weights.checkpoint import fingerprint
+from .config import ExtractConfig
 from .progress import Progress
 from .store import SUCCESS, Store
 from .table import Row, to_parquet, token_layout
@@ -35,37 +35,6 @@ MAX_PENDING_WRITES = 2
 
 class TooManyUnreadableError(ValueError):
     """Too large a fraction of the clips is unreadable, so the inputs are probably wrong."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ExtractConfig:
-    """The configuration of an extraction.
-
-    Args:
-        inputs: see `snax.data.corpus.plan`.
-        out: a folder, or a URL of fsspec.
-        model: what the model is called in the shards.
-        clips_per_shard: at most. A shard is what is lost when the run is stopped.
-        separate: a row for each channel, instead of their mean.
-        tokens: adds a column of a language model's tokens: "orpheus" for its ids, "shared" for ids from 0 that all
-            slots of a group share, "separate" for ids from 0 with a codebook's worth for each slot.
-        max_seconds: longer clips go into quarantine.
-        max_quarantined: the fraction of clips in quarantine (and more than ten) at which the run stops.
-        retry_quarantined: makes the shards anew that have clips in quarantine.
-        num_workers: processes that read and decode. Default: one for each core that this process may use, at most 16,
-            since one decodes at some 1000 times real time.
-    """
-
-    inputs: Sequence[str]
-    out: str
-    model: str
-    clips_per_shard: int = 1000
-    separate: bool = False
-    tokens: str | None = None
-    max_seconds: float = audio.MAX_SECONDS
-    max_quarantined: float = 0.1
-    retry_quarantined: bool = False
-    num_workers: int | None = None
 
 
 def extract(
@@ -131,7 +100,7 @@ def _made_with(model: SNAC, config: ExtractConfig, shards: list[list[corpus.Sour
         "av": _version("av"),
         "resampler": f"soxr {soxr.__version__} HQ",
         "row_contexts": ROW_CONTEXTS,
-        "channels": "separate" if config.separate else "mix",
+        "channels": config.channels,
         "tokens": config.tokens,
         "max_seconds": config.max_seconds,
         "plan": corpus.digest(shards),
@@ -167,7 +136,7 @@ def _make_shards(
     decoders = DecoderPool(
         config.num_workers or min(16, _cores()),
         model.config.sampling_rate,
-        separate=config.separate,
+        separate=config.channels == "separate",
         max_seconds=config.max_seconds,
     )
     writer, writes = ThreadPoolExecutor(1, "writer"), deque[Future[None]]()
@@ -256,7 +225,7 @@ def _contents(
             read[shard] += 1
             duplicate = clip.id in ids
             ids.add(clip.id)
-            yield clip, Unreadable("has the same id as another clip of its shard.") if duplicate else content
+            yield clip, Unreadable("another clip in the shard has the same id.") if duplicate else content
         yield None, Unreadable("end of shard")
 
 

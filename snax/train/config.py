@@ -3,14 +3,42 @@
 import dataclasses
 import os
 import tomllib
-import types
-import typing
-from typing import Any
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, PlainValidator, Strict, TypeAdapter
+from pydantic.dataclasses import dataclass
 
 from ..codec.config import SNACConfig
+from ..config_errors import describe
+
+# Numbers stay below 2**31, which float32 and int32 can represent.
+Count = Annotated[int, Strict(), Field(ge=1, lt=2**31)]
+Index = Annotated[int, Strict(), Field(ge=0, lt=2**31)]
+Positive = Annotated[float, Strict(), Field(gt=0, lt=2**31)]
+Weight = Annotated[float, Strict(), Field(ge=0, lt=2**31)]
+Fraction = Annotated[float, Strict(), Field(ge=0, lt=1)]
+Decibels = Annotated[float, Strict(), Field(gt=-(2**31), le=0)]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+def _range(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] > value[1]:
+        raise ValueError(f"the first level must not exceed the second, got {value}.")
+    return value
+
+
+def _model(value: Any) -> SNACConfig:
+    if isinstance(value, SNACConfig):
+        return value
+    # TOML has no null, so a recipe without `attn_window_size` has no attention.
+    return SNACConfig.from_dict({"attn_window_size": None} | value if isinstance(value, dict) else value)
+
+
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Data:
     """Training data. Inputs are given as for `snax extract`.
 
@@ -22,11 +50,11 @@ class Data:
         rms_db: the range of the random RMS level to which each example's clip is scaled, in dBFS.
     """
 
-    inputs: tuple[str, ...]
+    inputs: Annotated[tuple[str, ...], Field(min_length=1)]
     held_out: tuple[str, ...] = ()
-    crop_seconds: float = 0.8
-    batch: int = 16
-    rms_db: tuple[float, float] = (-30.0, -16.0)
+    crop_seconds: Positive = 0.8
+    batch: Count = 16
+    rms_db: Annotated[tuple[Decibels, Decibels], AfterValidator(_range)] = (-30.0, -16.0)
 
     def crop_samples(self, model_config: SNACConfig) -> int:
         """The number of samples of an example."""
@@ -34,7 +62,7 @@ class Data:
         return -(-samples // multiple) * multiple
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Optimizer:
     """AdamW, for the codec and for the discriminators alike. The defaults are the Descript Audio Codec's.
 
@@ -44,33 +72,33 @@ class Optimizer:
         max_grad_norm_discriminators: the global norm to which the discriminators' gradient is clipped.
     """
 
-    learning_rate: float = 1e-4
-    warmup_steps: int = 0
-    lr_decay: float = 0.999996
-    betas: tuple[float, float] = (0.8, 0.99)
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1e3
-    max_grad_norm_discriminators: float = 10.0
+    learning_rate: Positive = 1e-4
+    warmup_steps: Index = 0
+    lr_decay: Annotated[float, Strict(), Field(gt=0, le=1)] = 0.999996
+    betas: tuple[Fraction, Fraction] = (0.8, 0.99)
+    weight_decay: Weight = 0.01
+    max_grad_norm: Positive = 1e3
+    max_grad_norm_discriminators: Positive = 10.0
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Losses:
     """The weights of the losses in `snax.train.losses`. A weight of 0 leaves a loss out.
 
     The defaults are the Descript Audio Codec's.
     """
 
-    mel: float = 15.0
-    stft: float = 0.0
-    spectral_convergence: float = 0.0
-    waveform: float = 0.0
-    commitment: float = 0.25
-    codebook: float = 1.0
-    adversarial: float = 1.0
-    feature_matching: float = 2.0
+    mel: Weight = 15.0
+    stft: Weight = 0.0
+    spectral_convergence: Weight = 0.0
+    waveform: Weight = 0.0
+    commitment: Weight = 0.25
+    codebook: Weight = 1.0
+    adversarial: Weight = 1.0
+    feature_matching: Weight = 2.0
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Discriminators:
     """The discriminators. The defaults are the Descript Audio Codec's.
 
@@ -82,14 +110,14 @@ class Discriminators:
         spectrum_width: the number of channels of each layer of a spectrum discriminator.
     """
 
-    start_step: int = 0
-    periods: tuple[int, ...] = (2, 3, 5, 7, 11)
-    period_widths: tuple[int, ...] = (32, 128, 512, 1024, 1024)
-    fft_sizes: tuple[int, ...] = (2048, 1024, 512)
-    spectrum_width: int = 32
+    start_step: Index = 0
+    periods: tuple[Count, ...] = (2, 3, 5, 7, 11)
+    period_widths: Annotated[tuple[Count, ...], Field(min_length=1)] = (32, 128, 512, 1024, 1024)
+    fft_sizes: tuple[Annotated[Count, Field(multiple_of=4)], ...] = (2048, 1024, 512)
+    spectrum_width: Count = 32
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TrainConfig:
     """A training run.
 
@@ -109,19 +137,25 @@ class TrainConfig:
         checkpoint_every: number of steps between checkpoints.
     """
 
-    steps: int
+    steps: Count
     data: Data
-    model: SNACConfig | None = None
-    seed: int = 0
-    dtype: str = "float32"
-    ema_decay: float = 0.999
-    dead_code_threshold: float = 0.0
+    model: Annotated[SNACConfig, PlainValidator(_model), PlainSerializer(SNACConfig.to_dict)] | None = None
+    seed: Index = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    ema_decay: Fraction = 0.999
+    dead_code_threshold: Fraction = 0.0
     optimizer: Optimizer = Optimizer()
     losses: Losses = Losses()
     discriminators: Discriminators | None = None
-    log_every: int = 50
-    eval_every: int = 2000
-    checkpoint_every: int = 1000
+    log_every: Count = 50
+    eval_every: Count = 2000
+    checkpoint_every: Count = 1000
+
+
+# Fields that do not change the trained weights, so that a run can be resumed with other values.
+FREE_FIELDS = ("steps", "log_every", "eval_every", "checkpoint_every")
+
+_ADAPTER = TypeAdapter(TrainConfig)
 
 
 class ConfigError(ValueError):
@@ -133,110 +167,37 @@ def read(path: str | os.PathLike[str]) -> TrainConfig:
 
     Raises:
         ConfigError: if the file is not valid TOML, a field is unknown or missing, or a value has another type or is out
-            of range.
+            of range. The message names all problems.
     """
     with open(path, "rb") as file:
         try:
             table = tomllib.load(file)
-        except (ValueError, RecursionError) as error:  # the second: for deeply nested brackets
-            raise ConfigError(f"{os.fspath(path)} can't be read as TOML: {error}") from None
+        except (ValueError, RecursionError) as error:  # RecursionError: deeply nested brackets
+            raise ConfigError(f"{os.fspath(path)} cannot be read as TOML: {error}") from None
     try:
         return from_dict(table)
-    except ValueError as error:
+    except ConfigError as error:
         raise ConfigError(f"{os.fspath(path)}: {error}") from None
 
 
 def from_dict(table: dict[str, Any]) -> TrainConfig:
     """Make a configuration from a parsed TOML file. Raises like `read`."""
-    config: TrainConfig = _section(TrainConfig, table, "")
-    for name in ("steps", "log_every", "eval_every", "checkpoint_every"):
-        _check(getattr(config, name) > 0, name, getattr(config, name), "at least 1")
-    _check(config.dtype in ("float32", "bfloat16"), "dtype", config.dtype, "float32 or bfloat16")
-    _check(0 <= config.ema_decay < 1, "ema_decay", config.ema_decay, "at least 0 and less than 1")
-    threshold = config.dead_code_threshold
-    _check(0 <= threshold < 1, "dead_code_threshold", threshold, "at least 0 and less than 1")
-    data, optimizer = config.data, config.optimizer
-    _check(len(data.inputs) > 0, "data.inputs", data.inputs, "at least one file, folder or pattern")
-    _check(data.crop_seconds > 0, "data.crop_seconds", data.crop_seconds, "more than 0")
-    _check(data.batch > 0, "data.batch", data.batch, "at least 1")
-    low, high = data.rms_db
-    _check(low <= high <= 0, "data.rms_db", data.rms_db, "a lower and a higher level, neither above 0 dB")
-    _check(optimizer.learning_rate > 0, "optimizer.learning_rate", optimizer.learning_rate, "more than 0")
-    _check(0 < optimizer.lr_decay <= 1, "optimizer.lr_decay", optimizer.lr_decay, "more than 0 and at most 1")
-    betas = optimizer.betas
-    _check(all(0 <= beta < 1 for beta in betas), "optimizer.betas", betas, "at least 0 and less than 1")
-    for field in dataclasses.fields(config.losses):
-        weight = getattr(config.losses, field.name)
-        _check(weight >= 0, f"losses.{field.name}", weight, "at least 0")
-    if (discriminators := config.discriminators) is not None:
-        for name in ("periods", "period_widths"):
-            sizes = getattr(discriminators, name)
-            _check(all(size > 0 for size in sizes), f"discriminators.{name}", sizes, "at least 1 each")
-        widths, fft_sizes = discriminators.period_widths, discriminators.fft_sizes
-        layers = bool(widths or not discriminators.periods)
-        _check(layers, "discriminators.period_widths", widths, "the channels of at least one layer")
-        valid = all(size > 0 and size % 4 == 0 for size in fft_sizes)
-        _check(valid, "discriminators.fft_sizes", fft_sizes, "positive multiples of 4")
-        width = discriminators.spectrum_width
-        _check(width > 0, "discriminators.spectrum_width", width, "at least 1")
-    return config
+    try:
+        return _ADAPTER.validate_python(table)
+    except pydantic.ValidationError as error:
+        raise ConfigError(describe(error, _field_names(TrainConfig))) from None
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
     """Convert a configuration to a dictionary of JSON types. Equal configurations give equal dictionaries."""
-    table = dataclasses.asdict(config)
-    if config.model is not None:
-        table["model"] = config.model.to_dict()
-    return _lists(table)
+    table: dict[str, Any] = _ADAPTER.dump_python(config, mode="json")
+    return table
 
 
-def _lists(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _lists(item) for key, item in value.items()}
-    return [_lists(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _check(valid: bool, name: str, value: Any, expected: str) -> None:
-    if not valid:
-        raise ConfigError(f"`{name}` (={value!r}) must be {expected}.")
-
-
-def _section(kind: type, table: Any, where: str) -> Any:
-    """Make a dataclass from a table, which must have its fields and no others."""
-    if not isinstance(table, dict):
-        raise ConfigError(f"`{where.rstrip('.')}` (={table!r}) must be a table.")
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    if unknown := sorted(set(table) - set(fields)):
-        raise ConfigError(f"unknown: {', '.join(where + name for name in unknown)}; known are {', '.join(fields)}.")
-    for name, field in fields.items():
-        if name not in table and field.default is dataclasses.MISSING:
-            raise ConfigError(f"`{where}{name}` is missing.")
-    types_of = typing.get_type_hints(kind)
-    return kind(**{name: _value(types_of[name], value, where + name) for name, value in table.items()})
-
-
-def _value(kind: Any, value: Any, name: str) -> Any:
-    if isinstance(kind, types.UnionType):  # an optional section
-        kind = typing.get_args(kind)[0]
-    if kind is SNACConfig:
-        try:
-            # TOML has no null: in recipes the default is no attention.
-            return SNACConfig.from_dict({"attn_window_size": None} | value if isinstance(value, dict) else value)
-        except ValueError as error:
-            raise ConfigError(f"`{name}`: {error}") from None
-    if dataclasses.is_dataclass(kind):
-        return _section(typing.cast(type, kind), value, name + ".")
-    if typing.get_origin(kind) is tuple:
-        item_type, *rest = typing.get_args(kind)
-        length = len(rest) + 1 if rest != [...] else None
-        if not isinstance(value, list) or length not in (None, len(value)):
-            of_length = "" if length is None else f"{length} "
-            raise ConfigError(f"`{name}` (={value!r}) must be a list of {of_length}{item_type.__name__}.")
-        return tuple(_value(item_type, item, name) for item in value)
-    if isinstance(value, int | float) and not abs(value) < 2**31:  # NaN is not either
-        raise ConfigError(f"`{name}` (={value!r:.200}) must be a number below 2**31.")
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise ConfigError(f"`{name}` (={value!r}) must be {kind.__name__}.")
-    return value
+def _field_names(section: type, prefix: str = "") -> Iterator[str]:
+    """The dotted names of all fields."""
+    sections = {"data": Data, "optimizer": Optimizer, "losses": Losses, "discriminators": Discriminators}
+    for field in dataclasses.fields(section):
+        yield prefix + field.name
+        if field.name in sections:
+            yield from _field_names(sections[field.name], f"{field.name}.")

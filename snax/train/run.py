@@ -2,7 +2,7 @@
 
 The folder of a run contains:
 
-settings.json       the configuration; the folder cannot be used with another one
+config.json         the configuration; a resumed run may change the fields in `config.FREE_FIELDS` only
 audio/, held_out/   decoded audio of process 0; other processes have their own folders
 checkpoints/12000   the training state and the position in the data; the last two are kept
 models/12000        the codec with averaged weights, for `snax.load`
@@ -27,7 +27,7 @@ from .. import distributed
 from ..atomic import atomic_write
 from ..codec.model import SNAC
 from ..weights import checkpoint, pretrained
-from .config import ConfigError, TrainConfig, to_dict
+from .config import FREE_FIELDS, ConfigError, TrainConfig, to_dict
 from .data import DataError, DecodedCorpus, crops, decode_corpus
 from .metric_writer import MetricWriter
 from .quantizer_init import fit_quantizer
@@ -83,6 +83,10 @@ def train(config: TrainConfig, out: Path, source: str | None, decoders: int) -> 
         model = _compile(jax.jit(fit_quantizer, out_shardings=replicated), model, audio)(model, audio)
     state = _init_or_restore_state(checkpoints, model, config, batches, replicated)
     done = int(state.step)
+    if done > config.steps:
+        raise ConfigError(
+            f"`steps` (={config.steps}) must be at least {done}, the steps that the run in {out} has taken."
+        )
     writer = None
     if jax.process_index() == 0:
         writer = MetricWriter(out, done, config.steps, model_config.sampling_rate)
@@ -126,15 +130,22 @@ def train(config: TrainConfig, out: Path, source: str | None, decoders: int) -> 
 
 
 def _claim_folder(out: Path, config: TrainConfig, source: str | None) -> None:
-    """Write the configuration to a new folder, or check that the folder belongs to a run with the same one."""
-    text = json.dumps(to_dict(config) | {"from": source}, indent=1)
-    path = out / "settings.json"
+    """Write the configuration to a new folder, or check that the folder belongs to a run with the same one.
+
+    Fields that do not change the trained weights may differ, so that a run can be extended.
+    """
+    table = to_dict(config) | {"init_from": source}
+    path = out / "config.json"
     if path.exists():
-        if (existing := path.read_text()) != text:
-            old, new = json.loads(existing), json.loads(text)
-            changed = sorted(key for key, value in new.items() if old.get(key) != value)
+        old, new = _flatten(json.loads(path.read_text())), _flatten(table)
+        changes = [
+            f"`{name}` was {old.get(name)!r}, now {new.get(name)!r}"
+            for name in sorted(old.keys() | new.keys())
+            if old.get(name) != new.get(name) and name not in FREE_FIELDS
+        ]
+        if changes:
             raise ConfigError(
-                f"{out} contains a run with another configuration, which differs in {', '.join(changed)}. "
+                f"{out} contains a run with another configuration: {'; '.join(changes)}. "
                 "Use a new output directory, or delete this one."
             )
     elif jax.process_index() == 0:
@@ -144,8 +155,17 @@ def _claim_folder(out: Path, config: TrainConfig, source: str | None) -> None:
                 f"{out} is not empty and does not contain a run: it has {', '.join(names[:3])}. "
                 "Use a new output directory."
             )
+    if jax.process_index() == 0:
         with atomic_write(path) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(json.dumps(table, indent=1))
+
+
+def _flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Replace nested tables by fields with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in table.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
 
 
 def _initial_model(config: TrainConfig, source: str | None, sharding: NamedSharding) -> SNAC:

@@ -1,0 +1,44 @@
+"""Configuration of `snax extract`."""
+
+import dataclasses
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from ..data.audio import MAX_SECONDS
+from ..options import AudioInputs, Channels, ModelName
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ExtractConfig:
+    """The configuration of an extraction. Each field is an option of `snax extract`.
+
+    Args:
+        inputs: Audio files, folders, patterns, manifests, tables and tars. See `snax.data.corpus.plan`.
+        out: Output folder or URL.
+        model: Name of the model, as it is recorded with the shards.
+        clips_per_shard: Maximum number of clips in a shard. A run that is stopped loses at most one shard.
+        channels: Mix the channels to mono, or write a row for each of them.
+        tokens: Also write a column of language-model tokens: the ids of Orpheus, or ids from 0 with one range shared by
+            all slots of a group, or with a separate range for each slot.
+        max_seconds: Clips that are longer go to quarantine.
+        max_quarantined: The run stops when more than this fraction of clips, and more than ten, are in quarantine.
+        retry_quarantined: Write shards again that have clips in quarantine.
+        num_workers: Number of processes that read and decode audio. Default: one for each core that this process may
+            use, at most 16. A worker decodes about 1000 times real time.
+    """
+
+    inputs: AudioInputs
+    _: dataclasses.KW_ONLY
+    out: Annotated[str, Parameter(alias="-o")]
+    model: ModelName = "snac_24khz"
+    clips_per_shard: Annotated[int, Field(ge=1)] = 1000
+    channels: Channels = "mix"
+    tokens: Literal["orpheus", "shared", "separate"] | None = None
+    max_seconds: Annotated[float, Field(gt=0)] = MAX_SECONDS
+    max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.1
+    retry_quarantined: bool = False
+    num_workers: Annotated[int, Field(ge=1)] | None = None

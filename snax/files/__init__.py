@@ -1,0 +1,1 @@
+"""The codec on files: `snax encode`, `decode`, `reconstruct` and `info`."""

@@ -1,0 +1,64 @@
+"""The commands `snax encode`, `decode`, `reconstruct` and `info`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from ..options import Channels, ModelName
+
+Files = Annotated[tuple[str, ...], Parameter(help="Files, folders or patterns. `-` is standard input.")]
+
+
+@Parameter(name="*")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Output:
+    """Where a command writes files.
+
+    Args:
+        out: Output folder. Default: the folder of each input.
+        force: Overwrite existing files.
+    """
+
+    out: Annotated[Path | None, Parameter(alias="-o")] = None
+    force: Annotated[bool, Parameter(alias="-f")] = False
+
+
+def encode(
+    inputs: Files, *, output: Output = Output(), model: ModelName = "snac_24khz", channels: Channels = "mix"
+) -> int:
+    """Encode audio files to codes: a.wav to a.codes.safetensors."""
+    from . import run
+
+    return run.encode(inputs, output, model, channels)
+
+
+def decode(
+    inputs: Files,
+    *,
+    output: Output = Output(),
+    model: Annotated[ModelName | None, Parameter(alias="-m", help="Default: the model that made the codes.")] = None,
+) -> int:
+    """Decode files of codes to audio: a.codes.safetensors to a.snac.wav."""
+    from . import run
+
+    return run.decode(inputs, output, model)
+
+
+def reconstruct(
+    inputs: Files, *, output: Output = Output(), model: ModelName = "snac_24khz", channels: Channels = "mix"
+) -> int:
+    """Encode and decode audio files: a.wav to a.snac.wav."""
+    from . import run
+
+    return run.reconstruct(inputs, output, model, channels)
+
+
+def info(
+    inputs: Annotated[tuple[str, ...], Parameter(help="Models, audio files, files of codes, outputs of extractions.")],
+) -> int:
+    """Print facts about models, audio files, files of codes and extractions."""
+    from .info import print_facts
+
+    return print_facts(inputs)
