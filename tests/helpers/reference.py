@@ -1,6 +1,6 @@
-"""The PyTorch reference with parameters that behave like trained ones, and its results beside ours.
+"""The PyTorch reference with parameters that behave like trained ones, and comparisons of its results with snax.
 
-Freshly initialised, SNAC is no test: its latents barely move and each level uses a handful of codes.
+A freshly initialized SNAC is not a good test: its latents are almost constant, and each level uses few codes.
 """
 
 import copy
@@ -17,26 +17,26 @@ import torch
 from torch import nn
 
 import snax
-from convert.verify import AUDIO_BOUND, LATENTS_BOUND, decode_with_noise, recorded_noise
 from snax.weights.torch_weights import from_torch, named_tensors
+from snax.weights.verification import AUDIO_BOUND, LATENTS_BOUND, decode_with_noise, recorded_noise
 
-# Two codes whose distances, in float64, are this close relative to each other are a tie that rounding decides.
+# Two codes are a tie, which rounding decides, if the relative difference of their distances in float64 is below this.
 TIE = 1e-6
 
-# With this seed the two rows nearest to any frame of the published architectures' test clips are at least 8e-5 apart
-# (in float64, relative): rounding decides no token, on any machine. Seed 0 has a pair at 4e-6, where torch's float32
-# picks the wrong one.
+# With this seed, rounding does not decide any token of the published architectures' test clips, on any machine: the
+# distances of the two nearest codes differ by at least 8e-5 (relative, in float64). With seed 0 one pair differs by
+# 4e-6, and torch's float32 picks the wrong code.
 SEED = 1
 
-# Of the norm of each parameter's gradient: float32 sums over thousands of samples, in another order than torch's.
+# Relative to the norm of each gradient: float32 sums over thousands of samples, in a different order than in torch.
 GRADIENTS_BOUND = 1e-4
 
 
 def trained_like(config: dict[str, Any], audio: np.ndarray, seed: int = SEED) -> snac.SNAC:
-    """A reference whose every tensor is drawn anew, scaled so that `audio` comes out at an RMS of 0.15.
+    """Return a reference model with random parameters, scaled to decode `audio` with an RMS of 0.15.
 
-    Each level's projections are the principal directions of what is left of `audio` there, whitened, so that a
-    normal codebook covers it.
+    The projections of each level whiten the residual of `audio` along its principal directions, so that a codebook with
+    normally distributed entries covers it.
     """
     torch.manual_seed(seed)
     model = snac.SNAC(**config).eval()
@@ -79,14 +79,14 @@ def _whiten(quantizer: nn.Module, residual: torch.Tensor) -> None:
     quantizer.out_proj.bias.copy_(mean[:, 0])
 
 
-def assert_alive(reference: snac.SNAC, audio: np.ndarray) -> None:
-    """`reference` on `audio` behaves like a trained model, so that equality with it means something."""
+def assert_behaves_trained(reference: snac.SNAC, audio: np.ndarray) -> None:
+    """Check that `reference` uses its codebooks and output range, so that equality with it is a meaningful test."""
     with torch.inference_mode():
         decoded, codes = reference(torch.from_numpy(audio))
     assert 0.02 < decoded.square().mean().sqrt() < 0.7
-    assert (decoded.abs() > 0.99).float().mean() < 0.01, "the tanh clips"
+    assert (decoded.abs() > 0.99).float().mean() < 0.01, "the output saturates"
     for level in codes:
-        assert len(level.unique()) > 0.4 * min(level.numel(), reference.codebook_size), "a level uses few codes"
+        assert len(level.unique()) > 0.4 * min(level.numel(), reference.codebook_size), "a level uses too few codes"
 
 
 def converted(reference: snac.SNAC, config: dict[str, Any]) -> snax.SNAC:
@@ -97,8 +97,8 @@ def numpy_state_dict(reference: snac.SNAC) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in reference.state_dict().items()}
 
 
-def own_rounding(reference: snac.SNAC, audio: np.ndarray) -> float:
-    """How far the reference's latents in float32 are from those in float64 at most, over their RMS."""
+def rounding_error(reference: snac.SNAC, audio: np.ndarray) -> float:
+    """Return the largest error of the reference's float32 latents, relative to the RMS of its float64 latents."""
     with torch.inference_mode():
         samples = reference.preprocess(torch.from_numpy(audio))
         latents, exact = reference.encoder(samples), in_float64(reference).encoder(samples.double())
@@ -108,9 +108,9 @@ def own_rounding(reference: snac.SNAC, audio: np.ndarray) -> float:
 def assert_same(
     reference: snac.SNAC, model: snax.SNAC, audio: np.ndarray, latents_bound: float = LATENTS_BOUND
 ) -> None:
-    """Latents, every token, quantized latents and decoded audio of `model` are the reference's.
+    """Check that latents, all tokens, quantized latents and decoded audio of `model` equal the reference's.
 
-    Latents are those of the reference in float64: its float32 is itself up to 1.1e-5 off them on a click.
+    Latents are compared with the reference in float64, because its float32 latents are off by up to 1.1e-5 on a click.
     """
     with torch.inference_mode(), recorded_noise() as noise:
         exact = in_float64(reference)
@@ -120,37 +120,38 @@ def assert_same(
         decoded = reference.decode(codes)
         _assert_same_tokens(exact, latents, model.encode(audio), codes)
     _assert_close(model.audio_to_latents(audio), latents, latents_bound)
-    our_quantized, our_codes = model.quantize(latents.float().swapaxes(1, 2).numpy())
+    quantized, codes_of_latents = model.quantize(latents.float().swapaxes(1, 2).numpy())
     with torch.inference_mode():
-        _assert_same_tokens(exact, latents, our_codes, reference.quantizer(latents.float())[1])
-        _assert_close(our_quantized, reference.quantizer.from_codes([torch.tensor(np.asarray(c)) for c in our_codes]))
-    our_dequantized = model.dequantize([level.numpy() for level in codes])
-    _assert_close(our_dequantized, dequantized)
-    ours = decode_with_noise(model, our_dequantized, noise or None)
-    assert ours.shape == decoded.shape
-    np.testing.assert_allclose(ours, decoded, rtol=0, atol=AUDIO_BOUND)
+        _assert_same_tokens(exact, latents, codes_of_latents, reference.quantizer(latents.float())[1])
+        expected_quantized = reference.quantizer.from_codes([torch.tensor(np.asarray(x)) for x in codes_of_latents])
+        _assert_close(quantized, expected_quantized)
+    latents_of_codes = model.dequantize([level.numpy() for level in codes])
+    _assert_close(latents_of_codes, dequantized)
+    audio_of_codes = decode_with_noise(model, latents_of_codes, noise or None)
+    assert audio_of_codes.shape == decoded.shape
+    np.testing.assert_allclose(audio_of_codes, decoded, rtol=0, atol=AUDIO_BOUND)
 
 
-def assert_same_codes(reference: snac.SNAC, clip: np.ndarray, ours: list[np.ndarray]) -> None:
-    """`ours`, for each level (frames,), are the reference's codes of a clip (samples,) of whole pad multiples."""
+def assert_same_codes(reference: snac.SNAC, clip: np.ndarray, codes: list[np.ndarray]) -> None:
+    """Check that `codes`, (frames,) per level, equal the reference's for a (samples,) clip of whole pad multiples."""
     audio = torch.from_numpy(clip)[None, None]
     with torch.inference_mode():
-        theirs = reference.encode(audio)
-        if all(np.array_equal(a, b[0]) for a, b in zip(ours, theirs, strict=True)):
+        expected = reference.encode(audio)
+        if all(np.array_equal(a, b[0]) for a, b in zip(codes, expected, strict=True)):
             return
         exact = in_float64(reference)
         latents = exact.encoder(exact.preprocess(audio.double()))
-        _assert_same_tokens(exact, latents, [level[None] for level in ours], theirs)
+        _assert_same_tokens(exact, latents, [level[None] for level in codes], expected)
 
 
 @functools.lru_cache(maxsize=1)
 def in_float64(reference: snac.SNAC) -> snac.SNAC:
-    """The reference without its own rounding."""
+    """Return a float64 copy of the reference."""
     return copy.deepcopy(reference).double()
 
 
 def without_weight_norm(reference: snac.SNAC, config: snax.SNACConfig) -> snac.SNAC:
-    """The same function with plain weights; not made of a copy, with which it would share the classes changed here."""
+    """Return the same function with plain weights. A deep copy would share the classes that torch changes here."""
     plain = snac.SNAC(**config.to_dict()).eval()
     plain.load_state_dict(reference.state_dict())
     for module in plain.modules():
@@ -159,44 +160,49 @@ def without_weight_norm(reference: snac.SNAC, config: snax.SNACConfig) -> snac.S
     return plain
 
 
-def _assert_close(ours: jax.Array, expected: torch.Tensor, bound: float = LATENTS_BOUND) -> None:
+def _assert_close(actual: jax.Array, expected: torch.Tensor, bound: float = LATENTS_BOUND) -> None:
     rms = expected.square().mean().sqrt().item()
-    np.testing.assert_allclose(ours, expected.swapaxes(1, 2), rtol=0, atol=bound * rms)
+    np.testing.assert_allclose(actual, expected.swapaxes(1, 2), rtol=0, atol=bound * rms)
 
 
 def _assert_same_tokens(
-    exact: snac.SNAC, latents: torch.Tensor, ours: Sequence[jax.Array | np.ndarray], theirs: list[torch.Tensor]
+    exact: snac.SNAC, latents: torch.Tensor, codes: Sequence[jax.Array | np.ndarray], expected: list[torch.Tensor]
 ) -> None:
-    """Every token is the reference's. Where one is not, ours is the nearer one in float64 or a tie; it is printed.
+    """Check that all tokens equal the reference's, except for ties, and tokens that are nearer in float64.
 
-    The finer levels then quantize another residual than the reference's: there, ours must be the nearest to it.
+    After such a token, finer levels quantize a different residual than the reference. There, the tokens must be the
+    nearest to this residual.
     """
-    residual, astray = latents, torch.zeros_like(latents[:, 0], dtype=torch.bool)
+    residual, diverged = latents, torch.zeros_like(latents[:, 0], dtype=torch.bool)
     for i, quantizer in enumerate(exact.quantizer.quantizers):
-        our_level = torch.tensor(np.asarray(ours[i])).long()
-        assert our_level.shape == theirs[i].shape
-        differs = our_level != theirs[i]
+        level_codes = torch.tensor(np.asarray(codes[i])).long()
+        assert level_codes.shape == expected[i].shape
+        differs = level_codes != expected[i]
         pooled = nn.functional.avg_pool1d(residual, quantizer.stride, quantizer.stride)
         vectors = nn.functional.normalize(quantizer.in_proj(pooled), dim=1).swapaxes(1, 2)
         distances = torch.cdist(vectors, nn.functional.normalize(quantizer.codebook.weight)[None]).square()
-        level_astray = astray.unflatten(1, (-1, quantizer.stride)).any(2)
+        level_diverged = diverged.unflatten(1, (-1, quantizer.stride)).any(2)
         for row, frame in differs.nonzero().tolist():
-            mine = distances[row, frame, our_level[row, frame]]
+            distance = distances[row, frame, level_codes[row, frame]]
             best = (
                 distances[row, frame].min()
-                if level_astray[row, frame]
-                else distances[row, frame, theirs[i][row, frame]]
+                if level_diverged[row, frame]
+                else distances[row, frame, expected[i][row, frame]]
             )
-            print(f"level {i}, row {row}, frame {frame}: a tie? distance {mine}, the reference's {best}")
-            assert mine - best < TIE * best, f"level {i}, row {row}, frame {frame}: {mine} is no tie with {best}"
-        astray |= differs.repeat_interleave(quantizer.stride, dim=1)
-        level = quantizer.out_proj(quantizer.decode_code(our_level))
+            print(f"level {i}, row {row}, frame {frame}: distance {distance}, the reference's {best}")
+            assert distance - best < TIE * best, (
+                f"level {i}, row {row}, frame {frame}: {distance} is not a tie with {best}"
+            )
+        diverged |= differs.repeat_interleave(quantizer.stride, dim=1)
+        level = quantizer.out_proj(quantizer.decode_code(level_codes))
         residual = residual - level.repeat_interleave(quantizer.stride, dim=-1)
 
 
 def assert_same_gradients(reference: snac.SNAC, model: snax.SNAC, audio: np.ndarray) -> None:
-    """Gradients of one scalar loss on the round trip and on decoded codes, by audio and by every parameter."""
-    plain = without_weight_norm(reference, model.config)  # ours has no gain and direction, so neither may theirs
+    """Check the gradients of a loss on the round trip and on dequantized codes, for the audio and all parameters."""
+    plain = without_weight_norm(
+        reference, model.config
+    )  # snax has no weight norm here, so the reference may not either
     weights = np.random.default_rng(0).standard_normal(audio.shape, np.float32)
     torch_audio = torch.from_numpy(audio).requires_grad_()
     with recorded_noise() as noise:
@@ -205,19 +211,19 @@ def assert_same_gradients(reference: snac.SNAC, model: snax.SNAC, audio: np.ndar
     loss = (decoded * torch.from_numpy(weights)).mean() + dequantized.square().mean()
     loss.backward()
 
-    def our_loss(model: snax.SNAC, audio: jax.Array) -> jax.Array:
+    def loss_fn(model: snax.SNAC, audio: jax.Array) -> jax.Array:
         quantized, codes = model.quantize(model.audio_to_latents(audio))
         decoded = decode_with_noise(model, quantized, noise or None)[..., : audio.shape[-1]]
         return (decoded * weights).mean() + jnp.square(model.dequantize(codes)).mean()
 
-    ours, (gradients, audio_gradient) = jax.jit(jax.value_and_grad(our_loss, argnums=(0, 1)))(model, audio)
-    assert float(ours) == pytest.approx(loss.item(), rel=1e-5)
+    value, (gradients, audio_gradient) = jax.jit(jax.value_and_grad(loss_fn, argnums=(0, 1)))(model, audio)
+    assert float(value) == pytest.approx(loss.item(), rel=1e-5)
     expected = {name: tensor.grad for name, tensor in plain.named_parameters()} | {"audio": torch_audio.grad}
-    found = {tensor.name: tensor.to_torch(np.asarray(tensor.parameter[...])) for tensor in named_tensors(gradients)}
-    found["audio"] = np.asarray(audio_gradient)
-    assert found.keys() == expected.keys()
-    for name, gradient in found.items():
+    actual = {tensor.name: tensor.to_torch(np.asarray(tensor.parameter[...])) for tensor in named_tensors(gradients)}
+    actual["audio"] = np.asarray(audio_gradient)
+    assert actual.keys() == expected.keys()
+    for name, gradient in actual.items():
         size = expected[name].norm().item()
-        assert size > 0, f"{name} has no gradient in the reference: nothing is tested"
+        assert size > 0, f"the reference has a zero gradient for {name}"
         difference = np.linalg.norm(gradient - expected[name].numpy()) / size
-        assert difference < GRADIENTS_BOUND, f"gradient of {name}: {difference:.1e} off"
+        assert difference < GRADIENTS_BOUND, f"gradient of {name} is off by {difference:.1e}"
