@@ -25,7 +25,7 @@ from flax import nnx
 
 import snax
 from snax.codec.config import PUBLISHED_CONFIGS
-from snax.inference.packing import computed_units
+from snax.inference.packing import computed_blocks
 from tests.helpers.recordings import DATA, clip
 
 BATCH = 32  # clips in a padded batch
@@ -58,11 +58,11 @@ def efficiency() -> None:
     """Print the share of computed frames that belong to clips, for packed rows and for padded batches."""
     seconds = read_speech_lengths(10_000)
     for name, config in PUBLISHED_CONFIGS.items():
-        units = np.ceil(seconds * config.sampling_rate / config.pad_multiple).astype(int)
-        packed = computed_units(snax.SNAC(config, rngs=None), units.tolist())
-        padded = sum(len(batch) * batch.max() for batch in np.array_split(units, len(units) // BATCH))
-        print(f"{name}, packing efficiency: {units.sum() / packed:.1%} in packed rows, ", end="")
-        print(f"{units.sum() / padded:.1%} in batches of {BATCH} padded to the longest clip")
+        blocks = np.ceil(seconds * config.sampling_rate / config.pad_multiple).astype(int)
+        packed = computed_blocks(snax.SNAC(config, rngs=None), blocks.tolist())
+        padded = sum(len(batch) * batch.max() for batch in np.array_split(blocks, len(blocks) // BATCH))
+        print(f"{name}, packing efficiency: {blocks.sum() / packed:.1%} in packed rows, ", end="")
+        print(f"{blocks.sum() / padded:.1%} in batches of {BATCH} padded to the longest clip")
 
 
 def real_audio(rate: int) -> np.ndarray:
