@@ -1,7 +1,6 @@
-"""Hear and see what SNAC does to a clip of speech: `make demo`, or `python examples/demo.py [AUDIO] [OUT]`.
+"""Encode and decode a clip of speech: `make demo`, or `python examples/demo.py [AUDIO] [OUT]`.
 
-Writes the reconstructed audio and the page that `snax report` makes, and prints what it cost. Needs
-snax-codec[metrics].
+Writes the decoded audio and the HTML report of `snax report`, and prints bitrate and speed. Needs the `metrics` extra.
 """
 
 import sys
@@ -38,8 +37,8 @@ def main() -> None:
     stem = out / f"{source.stem}_{name}"
     reconstructed = np.asarray(decoded)[0, 0, : audio.shape[1]]
     soundfile.write(f"{stem}.wav", reconstructed, config.sampling_rate)
-    shown = page(name, config, score(model, [(source.name, audio[0])], CodebookUse(model)))
-    Path(f"{stem}.html").write_text(shown, encoding="utf-8")
+    html = page(name, config, score(model, [(source.name, audio[0])], CodebookUse(model)))
+    Path(f"{stem}.html").write_text(html, encoding="utf-8")
 
     seconds = audio.shape[1] / config.sampling_rate
     tokens = [level.size for level in codes]
@@ -48,25 +47,26 @@ def main() -> None:
     print(f"  bitrate: {config.bitrate / 1000:.2f} kbps")
     device = jax.devices()[0].device_kind
     encode_speed, decode_speed = seconds / encode_seconds, seconds / decode_seconds
-    print(f"  speed:   encoded at {encode_speed:.0f} x real time, decoded at {decode_speed:.0f} x, on {device}")
-    print(f"  listen:  {stem}.html, in a browser: before, after, and the codes as they play; or {stem}.wav")
+    print(f"  speed:   encode {encode_speed:.0f} x real time, decode {decode_speed:.0f} x real time, on {device}")
+    print(f"  report:  {stem}.html (original and decoded audio, codes during playback)")
+    print(f"  audio:   {stem}.wav")
 
 
 def load() -> tuple[snax.SNAC, str]:
-    """The published model and its name, or where it can't be had the small one that comes with snax."""
+    """Return the published model and its name, or the small bundled model if the download fails."""
     print(f"Loading {NAME} ...")
-    hub_logging.set_verbosity_error()  # where there is no network, its five tries fill the screen
+    hub_logging.set_verbosity_error()  # without a network, the hub logs five retries
     try:
         return snax.load(NAME), NAME
     except ConnectionError as error:
-        print(f"{NAME} can't be had: {error}\n")
-        print(f"Going on with {BUNDLED}, which comes with snax: a codec for speech, 17 times smaller. IT DOES NOT")
-        print(f"SOUND LIKE {NAME}: it shows how things work, not how good SNAC is.\n")
+        print(f"{NAME} cannot be downloaded: {error}\n")
+        print(f"Using {BUNDLED} instead, a small speech codec that is bundled with snax.")
+        print(f"IT DOES NOT SOUND LIKE {NAME}: it is 17 times smaller and does not show the quality of SNAC.\n")
         return snax.load(BUNDLED), BUNDLED
 
 
 def timed(method: Callable[[Any], Any], argument: Any) -> tuple[Any, float]:
-    """The result, and the seconds that a second call takes: the first one compiles."""
+    """Return the result and the seconds of a second call. The first call compiles."""
     jax.block_until_ready(method(argument))
     start = time.perf_counter()
     result = jax.block_until_ready(method(argument))

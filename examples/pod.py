@@ -1,7 +1,7 @@
-"""A pod in miniature: `python examples/pod.py`.
+"""Extract tokens with two processes that are preempted and restarted: `python examples/pod.py`.
 
-Two processes, as on two hosts of a pod, make shards of a corpus together. Both are killed half way, as by preemption,
-and the same command goes on. What comes out is what one process makes that nobody kills.
+Two processes, as on two hosts of a pod, extract the shards of a corpus. Both are killed halfway, as by preemption. The
+same command then continues. The shards are byte for byte those of a single process without interruption.
 """
 
 import hashlib
@@ -20,8 +20,8 @@ from demo import CLIP
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
-        corpus, tokens, alone = (Path(name, part) for part in ("corpus", "tokens", "alone"))
-        write(corpus)
+        corpus, tokens, reference = (Path(name, part) for part in ("corpus", "tokens", "reference"))
+        write_corpus(corpus)
 
         hosts = start(corpus, tokens, 2)
         while not shards(tokens) and all(host.poll() is None for host in hosts):
@@ -30,46 +30,52 @@ def main() -> None:
             host.kill()
         for host in hosts:
             host.wait()
-        print(f"killed: {len(shards(tokens))} of 20 shards are there, whole")
+        print(f"killed: {len(shards(tokens))} of 20 shards are complete")
 
         finish(start(corpus, tokens, 2))
-        print(f"the same command went on: {len(shards(tokens))} of 20 shards")
+        print(f"restarted: {len(shards(tokens))} of 20 shards are complete")
 
-        finish(start(corpus, alone, 1))
-        same = shards(tokens) == shards(alone)
-        print("one process that nobody killed made", "the same bytes" if same else "OTHER BYTES")
+        finish(start(corpus, reference, 1))
+        same = shards(tokens) == shards(reference)
+        print("shards of one uninterrupted process:", "the same bytes" if same else "DIFFERENT BYTES")
 
 
-def write(corpus: Path) -> None:
-    """200 clips of two seconds, out of the bundled one."""
+def write_corpus(corpus: Path) -> None:
+    """Write 200 clips of two seconds, cut from the bundled clip."""
     audio, rate = soundfile.read(CLIP)
     corpus.mkdir()
     for i in range(200):
-        begin = i * len(audio) // 400
-        soundfile.write(corpus / f"{i:03}.flac", audio[begin : begin + 2 * rate], rate)
+        offset = i * len(audio) // 400
+        soundfile.write(corpus / f"{i:03}.flac", audio[offset : offset + 2 * rate], rate)
 
 
 def start(corpus: Path, out: Path, count: int) -> list["subprocess.Popen[bytes]"]:
-    """`snax extract` on so many hosts. On a pod, or under Slurm, they find each other, and the command ends at `-m`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    line = [sys.executable, "-m", "snax.cli", "extract", str(corpus), "-o", str(out), "-m", "mini_16khz"]
-    line += ["--clips-per-shard=10", "--num-workers=1"]
-    told = [[f"--coordinator={address}", f"--num-processes={count}", f"--process-id={i}"] for i in range(count)]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}  # several processes can't share one accelerator
-    return [subprocess.Popen(line + (each if count > 1 else []), env=environment) for each in told]
+    """Start `snax extract` on `count` hosts.
+
+    On a TPU pod or under Slurm the hosts find each other, and the cluster options below are not needed.
+    """
+    with socket.socket() as free_socket:
+        free_socket.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free_socket.getsockname()[1]}"
+    command = [sys.executable, "-m", "snax.cli", "extract", str(corpus), "-o", str(out), "-m", "mini_16khz"]
+    command += ["--clips-per-shard=10", "--num-workers=1"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}  # several processes cannot share one accelerator
+    hosts = []
+    for i in range(count):
+        cluster = [f"--coordinator={address}", f"--num-processes={count}", f"--process-id={i}"] if count > 1 else []
+        hosts.append(subprocess.Popen(command + cluster, env=environment))
+    return hosts
 
 
 def finish(hosts: list["subprocess.Popen[bytes]"]) -> None:
-    """Waits for hosts that are to succeed."""
+    """Wait for the hosts. Exits if one fails."""
     for host in hosts:
         if host.wait():
-            raise SystemExit(f"a host failed: {host.returncode}")
+            raise SystemExit(f"a host failed with exit status {host.returncode}")
 
 
 def shards(out: Path) -> dict[str, str]:
-    """Their names and hashes."""
+    """Return the SHA-256 hash of each shard by file name."""
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.glob("tokens-*.parquet")}
 
 
