@@ -22,12 +22,12 @@ SHOWN = {
         "ambi_piano.flac: ",
         " ids -> 2.81 s",
     ],
-    "finetune": ["1 clips that it was not trained on", "mel distance   before", "finetuned/finetuned.png shows"],
+    "finetune": ["1 held-out clips", "mel distance   before", "longest clip: finetuned/finetuned.png"],
     "batch": ["guit_em9.flac", "speech_7s.wav", "decoded to 113600 samples"],
-    "language_model": ["Orpheus' ids:     [128257, ", "<custom_token_", "s; 4 wait for their group"],
+    "language_model": ["Orpheus ids:       [128257, ", "<custom_token_", " s, 4 tokens of an incomplete group"],
     "long_file": ["600 s of audio", "x real time"],
-    "pod": [" of 20 shards are there, whole", "went on: 20 of 20 shards", "made the same bytes"],
-    "stream": ["frame 0: 0 samples to be heard", "largest difference from decoding all at once: "],
+    "pod": ["killed: ", "restarted: 20 of 20 shards are complete", "process: the same bytes"],
+    "stream": ["frame 0: 0 samples", "largest difference from decoding all codes at once: "],
 }
 
 
