@@ -1,3 +1,5 @@
+"""Validation and derived properties of `SNACConfig`."""
+
 import dataclasses
 import json
 from typing import Any
@@ -12,7 +14,7 @@ from helpers import small
 import snax
 from snax.codec.config import PUBLISHED_CONFIGS, strided_length
 
-# The hub's config.json of snac_24khz, as it is published.
+# The published config.json of snac_24khz.
 HUB_CONFIG = """{
     "sampling_rate": 24000, "encoder_dim": 48, "encoder_rates": [2, 4, 8, 8], "decoder_dim": 1024,
     "decoder_rates": [8, 8, 4, 2], "attn_window_size": null, "codebook_size": 4096, "codebook_dim": 8,
@@ -24,7 +26,7 @@ def test_hub_config() -> None:
     assert snax.SNACConfig.from_dict(json.loads(HUB_CONFIG)) == PUBLISHED_CONFIGS["snac_24khz"]
 
 
-def test_defaults_are_the_references() -> None:
+def test_defaults_equal_the_reference() -> None:
     reference = snac.SNAC()
     config = snax.SNACConfig()
     for field in dataclasses.fields(config):
@@ -42,10 +44,10 @@ def test_defaults_are_the_references() -> None:
         ("snac_44khz", 1024, 384, 12288, 2.6),
     ],
 )
-def test_derived(name: str, latent_dim: int, hop_length: int, pad_multiple: int, kbps: float) -> None:
+def test_derived_properties(name: str, latent_dim: int, hop_length: int, pad_multiple: int, kbps: float) -> None:
     config = PUBLISHED_CONFIGS[name]
     assert (config.latent_dim, config.hop_length, config.pad_multiple) == (latent_dim, hop_length, pad_multiple)
-    assert config.bitrate / 1000 == pytest.approx(kbps, abs=0.05)  # as the model card rounds
+    assert config.bitrate / 1000 == pytest.approx(kbps, abs=0.05)  # the precision of the model card
     assert snax.SNACConfig.from_dict(config.to_dict()) == config
     assert hash(config) == hash(dataclasses.replace(config))
 
@@ -89,37 +91,39 @@ def test_strided_length(stride: int) -> None:
         ({"encoder_rates": [512, 1], "decoder_rates": [512]}, "`encoder_rates`.*rate of 1"),
         ({"encoder_rates": [256, 1, 1, 2], "decoder_rates": [256, 2]}, "`encoder_rates`.*rate of 1"),
         ({"hop_length": 512}, r"unknown fields \['hop_length'\]"),
-        # What would take more memory than there is.
+        # Too large for memory.
         ({"codebook_size": 10**12}, "`codebook_size`.*below 2"),
         ({"codebook_size": 10**8}, "give at least .* parameters. A model must have at most 1000000000"),
         ({"encoder_dim": 2**20}, "give at least .* parameters"),
         ({"decoder_dim": 2**20}, "give at least .* parameters"),
         ({"attn_window_size": 10**6, "decoder_dim": 1024, "encoder_dim": 64}, "a `pad_multiple` of .* at most 1048576"),
-        ({"encoder_rates": [2, 4, 8, 8] * 4, "decoder_rates": [2, 4, 8, 8] * 4, "decoder_dim": 2**16}, "a `pad_multiple` of"),
+        (
+            {"encoder_rates": [2, 4, 8, 8] * 4, "decoder_rates": [2, 4, 8, 8] * 4, "decoder_dim": 2**16},
+            "`pad_multiple`",
+        ),
         ({"encoder_rates": [2] * 10**6}, "must be a list of 1 to 32"),
         ({"vq_strides": [10**6, 1]}, "a `pad_multiple` of"),
         ({"sampling_rate": 10**9}, "at most 768000 Hz"),
     ],
 )
 @pytest.mark.usefixtures("as_users_see_it")
-def test_impossible_configurations(fields: dict[str, Any], message: str) -> None:
+def test_rejects_invalid_fields(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         snax.SNACConfig.from_dict(json.loads(HUB_CONFIG) | fields)
 
 
 @pytest.mark.usefixtures("as_users_see_it")
-def test_configuration_that_is_no_object() -> None:
+def test_rejects_configuration_that_is_not_an_object() -> None:
     with pytest.raises(ValueError, match="must be an object"):
         snax.SNACConfig.from_dict(["noise"])
 
 
-PUBLISHED = [dataclasses.asdict(each) for each in PUBLISHED_CONFIGS.values()]
+PUBLISHED = [dataclasses.asdict(config) for config in PUBLISHED_CONFIGS.values()]
 
 
 @pytest.mark.parametrize("changes", [*small.CONFIGS.values(), *PUBLISHED])
-def test_the_limit_is_that_of_parameters(changes: dict[str, Any]) -> None:
-    """What is counted for the limit are most of a model's parameters."""
-    built = snax.SNACConfig(**dataclasses.asdict(small.CONFIG) | {"latent_dim": 0} | changes)
-    model = nnx.eval_shape(lambda: snax.SNAC(built, rngs=nnx.Rngs(0)))
-    counted, there = built._parameters_lower_bound(), sum(leaf.size for leaf in jax.tree.leaves(model))
-    assert 0.7 < counted / there <= 1  # biases and the like are left out
+def test_parameters_lower_bound(changes: dict[str, Any]) -> None:
+    config = snax.SNACConfig(**dataclasses.asdict(small.CONFIG) | {"latent_dim": 0} | changes)
+    model = nnx.eval_shape(lambda: snax.SNAC(config, rngs=nnx.Rngs(0)))
+    bound, parameters = config._parameters_lower_bound(), sum(leaf.size for leaf in jax.tree.leaves(model))
+    assert 0.7 < bound / parameters <= 1

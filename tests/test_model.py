@@ -1,4 +1,4 @@
-"""The codec under JAX's transformations, its noise, its precision and its dtypes."""
+"""The model under JAX's transformations, its noise, precision and dtypes."""
 
 import dataclasses
 import functools
@@ -22,8 +22,8 @@ def model() -> snax.SNAC:
     return small.model()
 
 
-def assert_equal(ours: object, expected: object) -> None:
-    jax.tree.map(np.testing.assert_array_equal, ours, expected)
+def assert_equal(actual: object, expected: object) -> None:
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 def test_shapes(model: snax.SNAC) -> None:
@@ -36,25 +36,25 @@ def test_shapes(model: snax.SNAC) -> None:
     assert_equal(codes_again, codes)
 
 
-def test_steps_make_the_whole(model: snax.SNAC) -> None:
+def test_encode_and_decode_equal_their_parts(model: snax.SNAC) -> None:
     audio = small.audio()
     latents = model.audio_to_latents(audio)
     quantized, codes = model.quantize(latents)
     assert latents.shape == quantized.shape == (1, 40, small.CONFIG.latent_dim)
     assert_equal(codes, model.encode(audio))
-    # `quantize` adds and takes away the projected latents for the gradient, which rounds.
+    # `quantize` adds and subtracts the projected latents for the gradient, which rounds.
     np.testing.assert_allclose(model.dequantize(codes), quantized, rtol=0, atol=1e-6)
     assert_equal(model.latents_to_audio(model.dequantize(codes)), model.decode(codes))
 
 
-def test_padding_is_zeros_at_the_end(model: snax.SNAC) -> None:
+def test_audio_is_zero_padded(model: snax.SNAC) -> None:
     audio = small.audio(samples=3 * small.PAD + 1)
     padded = np.pad(audio, ((0, 0), (0, 0), (0, small.PAD - 1)))
     assert_equal(model.encode(audio), model.encode(padded))
 
 
 def test_decoded_length() -> None:
-    # A port with a stray output padding makes 120,907 samples of these.
+    # With a wrong output padding, a port decodes 120,907 samples.
     rates = {"encoder_rates": (2, 4, 8, 8), "decoder_rates": (8, 8, 4, 2)}
     model = small.model(dataclasses.replace(small.CONFIG, latent_dim=0, **rates))
     codes = [jnp.zeros((1, 236 // stride), jnp.int32) for stride in model.config.vq_strides]
@@ -62,12 +62,12 @@ def test_decoded_length() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64])
-def test_codes_of_any_integer_dtype(model: snax.SNAC, dtype: type[np.integer]) -> None:
+def test_decodes_any_integer_dtype(model: snax.SNAC, dtype: type[np.integer]) -> None:
     codes = model.encode(small.audio())
     assert_equal(model.decode([np.asarray(level).astype(dtype) for level in codes]), model.decode(codes))
 
 
-def test_inside_the_callers_jit(model: snax.SNAC) -> None:
+def test_jit(model: snax.SNAC) -> None:
     audio = small.audio(samples=5 * small.PAD - 3)
 
     @jax.jit
@@ -77,7 +77,7 @@ def test_inside_the_callers_jit(model: snax.SNAC) -> None:
 
     decoded, codes = round_trip(model, audio)
     assert_equal(codes, model.encode(audio))
-    np.testing.assert_allclose(decoded, model.decode(codes), rtol=0, atol=1e-6)  # fused otherwise, rounded otherwise
+    np.testing.assert_allclose(decoded, model.decode(codes), rtol=0, atol=1e-6)  # fused and rounded differently
 
 
 def test_vmap(model: snax.SNAC) -> None:
@@ -96,11 +96,11 @@ def test_vmap_over_keys(model: snax.SNAC) -> None:
         np.testing.assert_allclose(decoded, model.decode(codes, key=key), rtol=0, atol=1e-6)
 
 
-def test_gradient_goes_straight_through_the_codes(model: snax.SNAC) -> None:
+def test_straight_through_gradient(model: snax.SNAC) -> None:
     latents = model.audio_to_latents(small.audio())
     weights = jax.random.normal(KEY, latents.shape)
     gradient = jax.grad(lambda latents: (model.quantize(latents)[0] * weights).sum())(latents)
-    # Backwards through the levels as if each gave its projected input back: the codebook is not there.
+    # Backpropagation through the levels as if each returned its projected input, without the codebook.
     expected = jnp.zeros_like(weights)
     for quantizer in reversed(model.quantizer.quantizers):
         summed = (weights - expected).reshape(1, -1, quantizer.stride, latents.shape[-1]).sum(2)
@@ -112,7 +112,7 @@ def test_gradient_goes_straight_through_the_codes(model: snax.SNAC) -> None:
 
 
 @functools.cache
-def attentive() -> snax.SNAC:
+def attention_model() -> snax.SNAC:
     config = dataclasses.replace(small.CONFIG, latent_dim=0, encoder_dim=16, decoder_dim=64, attn_window_size=8)
     return small.model(config)
 
@@ -124,17 +124,17 @@ def compute(model: snax.SNAC, audio: jax.Array) -> tuple[jax.Array, tuple[jax.Ar
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-def test_batch_over_several_devices(axis_type: AxisType) -> None:
+def test_sharded_batch_inside_jit(axis_type: AxisType) -> None:
     mesh = jax.make_mesh((4,), ("data",), axis_types=(axis_type,))
     rows = NamedSharding(mesh, PartitionSpec("data"))
-    model, audio = attentive(), small.audio(batch=8, samples=5 * small.PAD - 3)
+    model, audio = attention_model(), small.audio(batch=8, samples=5 * small.PAD - 3)
     expected = jax.jit(compute)(model, audio)
     with jax.set_mesh(mesh):
         arguments = jax.device_put(model, NamedSharding(mesh, PartitionSpec())), jax.device_put(audio, rows)
         compiled = jax.jit(compute).lower(*arguments).compile()
         decoded, codes, gradient = compiled(*arguments)
         for array in (decoded, gradient, *codes):
-            assert array.sharding.is_equivalent_to(rows, array.ndim), "the batch was gathered"
+            assert array.sharding.is_equivalent_to(rows, array.ndim), "the batch is not sharded"
     for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter"):
         assert collective not in compiled.as_text()
     assert_equal(codes, expected[1])
@@ -142,13 +142,13 @@ def test_batch_over_several_devices(axis_type: AxisType) -> None:
     np.testing.assert_allclose(gradient, expected[2], rtol=1e-4, atol=1e-5)
 
 
-def test_sharded_batch_outside_of_any_jit() -> None:
+def test_sharded_batch_outside_jit() -> None:
     mesh = jax.make_mesh((4,), ("data",))
     rows = NamedSharding(mesh, PartitionSpec("data"))
     audio = small.audio(batch=4, samples=5 * small.PAD - 3)
-    replicated = jax.device_put(attentive(), NamedSharding(mesh, PartitionSpec()))
+    replicated = jax.device_put(attention_model(), NamedSharding(mesh, PartitionSpec()))
     codes = replicated.encode(jax.device_put(audio, rows))
-    assert_equal(codes, attentive().encode(audio))
+    assert_equal(codes, attention_model().encode(audio))
     for array in (*codes, replicated.decode(codes, key=KEY)):
         assert array.sharding.is_equivalent_to(rows, array.ndim)
 
@@ -163,15 +163,15 @@ def test_shard_map() -> None:
         out_specs=PartitionSpec("data"),
     )
     rows = jax.device_put(audio, NamedSharding(mesh, PartitionSpec("data")))
-    assert_equal(jax.jit(encode)(attentive(), rows), attentive().encode(audio))
+    assert_equal(jax.jit(encode)(attention_model(), rows), attention_model().encode(audio))
 
 
-def test_without_a_key_decoding_is_deterministic(model: snax.SNAC) -> None:
+def test_decoding_without_key_is_deterministic(model: snax.SNAC) -> None:
     codes = model.encode(small.audio())
     assert_equal(model.decode(codes), model.decode(codes))
 
 
-def test_noise_is_drawn_for_each_key_and_step(model: snax.SNAC) -> None:
+def test_noise_depends_on_the_key(model: snax.SNAC) -> None:
     codes = model.encode(np.repeat(small.audio(), 2, axis=0))
     silent, first, second = (
         model.decode(codes),
@@ -182,10 +182,10 @@ def test_noise_is_drawn_for_each_key_and_step(model: snax.SNAC) -> None:
     assert not np.allclose(first, silent, atol=1e-4)
     assert not np.allclose(first, second, atol=1e-4)
     jitted = jax.jit(lambda codes, key: model.decode(codes, key=key))
-    assert not np.allclose(jitted(codes, KEY), jitted(codes, jax.random.key(1)), atol=1e-4), "noise frozen by jit"
+    assert not np.allclose(jitted(codes, KEY), jitted(codes, jax.random.key(1)), atol=1e-4), "jit ignores the key"
 
 
-def test_rows_share_a_key_or_have_their_own(model: snax.SNAC) -> None:
+def test_one_key_or_one_per_row(model: snax.SNAC) -> None:
     codes = model.encode(np.repeat(small.audio(), 2, axis=0))
     shared = model.decode(codes, key=KEY)
     np.testing.assert_allclose(shared[0], shared[1], rtol=0, atol=1e-6)
@@ -198,7 +198,7 @@ def test_rows_share_a_key_or_have_their_own(model: snax.SNAC) -> None:
 
 
 @pytest.mark.usefixtures("as_users_see_it")
-def test_keys_for_another_batch(model: snax.SNAC) -> None:
+def test_rejects_wrong_number_of_keys(model: snax.SNAC) -> None:
     with pytest.raises(ValueError, match="`key` must be one key, or one for each of the 1 rows, got 3"):
         model.decode(model.encode(small.audio()), key=jax.random.split(KEY, 3))
 
@@ -207,7 +207,7 @@ def frames(first: int, count: int) -> jax.Array:
     return first + jnp.arange(count)[None]
 
 
-def test_noise_is_the_references_in_law() -> None:
+def test_noise_is_standard_normal() -> None:
     config = PUBLISHED_CONFIGS["snac_24khz"]
     noise = draw_noise(config, jax.random.split(KEY, 4), frames(0, 100))
     assert [block.shape for block in noise] == [(4, 100 * samples) for samples in (8, 64, 256, 512)]
@@ -215,12 +215,12 @@ def test_noise_is_the_references_in_law() -> None:
     # Five standard errors of 336,000 standard normal draws.
     assert abs(flat.mean()) < 5 / flat.size**0.5
     assert abs(flat.var() - 1) < 5 * (2 / flat.size) ** 0.5
-    assert len(np.unique(flat)) > 0.95 * flat.size, "streams repeat"  # float32 has some 2**23 values to draw from
+    assert len(np.unique(flat)) > 0.95 * flat.size, "noise repeats"  # float32 has about 2**23 different values
 
 
-def test_noise_depends_on_the_number_of_the_frame_alone() -> None:
-    all_frames, some = draw_noise(small.CONFIG, KEY, frames(0, 9)), draw_noise(small.CONFIG, KEY, frames(5, 3))
-    for whole, part in zip(all_frames, some, strict=True):
+def test_noise_depends_only_on_frame_position() -> None:
+    all_noise, part_noise = draw_noise(small.CONFIG, KEY, frames(0, 9)), draw_noise(small.CONFIG, KEY, frames(5, 3))
+    for whole, part in zip(all_noise, part_noise, strict=True):
         samples = whole.shape[1] // 9
         np.testing.assert_array_equal(part, whole[:, 5 * samples : 8 * samples])
 
@@ -238,8 +238,8 @@ def test_model_without_noise_ignores_the_key() -> None:
 
 @pytest.mark.parametrize("default", [None, "bfloat16", "tensorfloat32"])
 @pytest.mark.parametrize("precision", ["highest", "default"])
-def test_products_are_as_precise_as_the_model_says(default: str | None, precision: str) -> None:
-    model = snax.SNAC(attentive().config, precision=precision, rngs=small.rngs())
+def test_model_sets_matmul_precision(default: str | None, precision: str) -> None:
+    model = snax.SNAC(attention_model().config, precision=precision, rngs=small.rngs())
 
     def gradient(model: snax.SNAC, audio: jax.Array) -> snax.SNAC:
         return jax.grad(lambda model: model(audio, key=KEY)[0].sum())(model)
@@ -248,17 +248,17 @@ def test_products_are_as_precise_as_the_model_says(default: str | None, precisio
         lowered = jax.jit(gradient).lower(model, small.audio()).as_text()
     products = [line for line in lowered.splitlines() if "stablehlo.dot_general" in line]
     assert len(products) > 50
-    wanted = "precision = [HIGHEST, HIGHEST]" if precision == "highest" else "precision = [DEFAULT, DEFAULT]"
-    others = [product for product in products if wanted not in product]
+    expected = "precision = [HIGHEST, HIGHEST]" if precision == "highest" else "precision = [DEFAULT, DEFAULT]"
+    others = [product for product in products if expected not in product]
     distances = f"x{model.config.codebook_size}xf32>"
-    # The search in the codebooks stays in float32.
-    searches = [product for product in others if "precision = [HIGHEST, HIGHEST]" in product and distances in product]
-    assert others == searches
-    assert len(searches) == (len(model.config.vq_strides) if precision == "default" else 0)
+    # The codebook lookup is always in float32.
+    lookups = [product for product in others if "precision = [HIGHEST, HIGHEST]" in product and distances in product]
+    assert others == lookups
+    assert len(lookups) == (len(model.config.vq_strides) if precision == "default" else 0)
 
 
 def test_bfloat16() -> None:
-    exact = attentive()
+    exact = attention_model()
     rounded = jax.tree.map(lambda parameter: parameter.astype(jnp.bfloat16), exact)
     assert rounded.dtype == jnp.bfloat16
     audio = small.audio(samples=small.CONFIG.pad_multiple * 24)
@@ -266,15 +266,15 @@ def test_bfloat16() -> None:
     assert reconstructed.dtype == jnp.bfloat16
     assert rounded.audio_to_latents(audio).dtype == jnp.bfloat16
     assert {level.dtype for level in codes} == {jnp.dtype("int32")}
-    # The audio of given codes: to a few of bfloat16's roundings (0.4 %) of its size.
-    given = exact.encode(audio)
-    expected = exact.decode(given)
-    error = jnp.abs(rounded.decode(given).astype(jnp.float32) - expected).max() / jnp.abs(expected).max()
+    # Decoding of the same codes may differ by a few bfloat16 roundings (0.4 %).
+    codes = exact.encode(audio)
+    expected = exact.decode(codes)
+    error = jnp.abs(rounded.decode(codes).astype(jnp.float32) - expected).max() / jnp.abs(expected).max()
     assert error < 0.05
 
 
-def test_compiler_options_of_gpus(model: snax.SNAC, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the outermost compilation has options: JAX rejects them inside another transformation."""
+def test_gpu_compiler_options(model: snax.SNAC, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the outermost compilation has compiler options, because JAX rejects them inside a transformation."""
     audio = small.audio()
     expected = model.encode(audio)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

@@ -1,10 +1,10 @@
-"""The reference's own answers, from small models that between them reach every branch of it."""
+"""Parity with the reference, for small models that together cover all its branches."""
 
 import pytest
 from helpers import reference
 from helpers.pairs import CONFIGS, pair
 
-# Compiling a gradient takes longest, so only for configurations that between them reach every branch.
+# Gradients take long to compile, so only these configurations, which together cover all branches.
 GRADIENTS = [
     "depthwise, noise",
     "dense, no noise",

@@ -1,4 +1,4 @@
-"""Token layouts, against the orders and ids that the language models' own code has."""
+"""Token layouts, compared with the orders and ids in the code of the language models."""
 
 import jax
 import numpy as np
@@ -15,8 +15,8 @@ def codes(vq_strides: tuple[int, ...], groups: int, batch: int = 1, seed: int = 
     return [rng.integers(0, 4096, (batch, frames // stride), np.int32) for stride in vq_strides]
 
 
-def assert_equal(ours: object, expected: object) -> None:
-    jax.tree.map(np.testing.assert_array_equal, list(ours), list(expected))
+def assert_equal(actual: object, expected: object) -> None:
+    jax.tree.map(np.testing.assert_array_equal, list(actual), list(expected))
 
 
 def test_order_of_three_levels() -> None:
@@ -36,7 +36,7 @@ def test_orpheus() -> None:
     first = [128266 + 4096 * slot for slot in range(7)]
     assert ORPHEUS.flatten(zeros).tolist() == [first]
     assert ORPHEUS_NUMBERS.flatten(zeros).tolist() == [[10 + 4096 * slot for slot in range(7)]]
-    assert_equal(ORPHEUS.unflatten(np.array([first])), zeros)  # code 0 is a code
+    assert_equal(ORPHEUS.unflatten(np.array([first])), zeros)  # code 0 is valid
 
 
 def test_mini_omni() -> None:
@@ -54,7 +54,7 @@ STRIDES = st.lists(st.integers(1, 8), min_size=1, max_size=4).map(tuple)
 
 @settings(deadline=None)
 @given(strides=STRIDES, groups=st.integers(0, 5), batch=st.integers(1, 3), step=st.sampled_from([0, 4096, 5000]))
-def test_there_and_back(strides: tuple[int, ...], groups: int, batch: int, step: int) -> None:
+def test_unflatten_inverts_flatten(strides: tuple[int, ...], groups: int, batch: int, step: int) -> None:
     layout = TokenLayout(strides, first_id=7, slot_step=step)
     given_codes = codes(strides, groups, batch)
     flat = layout.flatten(given_codes)
@@ -62,7 +62,7 @@ def test_there_and_back(strides: tuple[int, ...], groups: int, batch: int, step:
     assert_equal(layout.unflatten(flat), given_codes)
 
 
-def test_under_jit() -> None:
+def test_jit() -> None:
     layout, given_codes = TokenLayout((8, 4, 2, 1), slot_step=4096), codes((8, 4, 2, 1), 3, batch=2)
     flat = jax.jit(layout.flatten)(given_codes)
     assert_equal([flat], [layout.flatten(given_codes)])
@@ -71,10 +71,10 @@ def test_under_jit() -> None:
     assert_equal(jax.jit(tokens.mini_omni_codes)(streams), given_codes[1:])
 
 
-def test_an_incomplete_group_is_kept_or_refused() -> None:
+def test_incomplete_group() -> None:
     flat = np.asarray(ORPHEUS.flatten(codes((4, 2, 1), 2)))
-    whole, rest = ORPHEUS.split(flat[:, :-3])
-    assert_equal([whole, rest], [flat[:, :7], flat[:, 7:11]])
+    groups, remainder = ORPHEUS.split(flat[:, :-3])
+    assert_equal([groups, remainder], [flat[:, :7], flat[:, 7:11]])
     with pytest.raises(
         ValueError,
         match=r"tokens \(=11\) must be a multiple of 7, .* Remove the 4 tokens of the incomplete group with `split`",

@@ -1,4 +1,4 @@
-"""Small models that between them reach every branch of the reference, each beside ours with the same parameters."""
+"""Pairs of small models, the reference and snax, with the same parameters. Together they cover the reference."""
 
 import functools
 from typing import Any
@@ -64,21 +64,21 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 @functools.cache
 def pair(name: str) -> tuple[snac.SNAC, snax.SNAC, np.ndarray]:
-    """The reference and ours with the same parameters, and speech of whole pad multiples."""
+    """Return the reference and the snax model with the same parameters, and speech of whole pad multiples."""
     config = SMALL | CONFIGS[name]
-    # The reference pads to whole frames of the first level alone; strides in another order need them all.
+    # The reference pads only to whole frames of the first level. That is not enough for strides in another order.
     multiple = snax.SNACConfig.from_dict(config).pad_multiple
     samples = max(19200, 6 * multiple) // multiple * multiple
     speech = recordings.clip("speech_7s.wav", config["sampling_rate"], 7)[..., :samples]
     torch_model = reference.trained_like(config, speech)
-    reference.assert_alive(torch_model, speech)
+    reference.assert_behaves_trained(torch_model, speech)
     return torch_model, reference.converted(torch_model, config), speech
 
 
 def torch_encode(model: snac.SNAC, clip: np.ndarray, pad_multiple: int) -> list[np.ndarray]:
-    """The reference's codes of one clip (samples,), for each level (frames,).
+    """Return the reference's codes of a (samples,) clip, one (frames,) array per level.
 
-    Padded to `pad_multiple` first: it pads itself, but to whole frames of the first level alone.
+    The clip is padded to `pad_multiple` here, because the reference pads only to whole frames of the first level.
     """
     padded = np.pad(clip, (0, -len(clip) % pad_multiple))
     with torch.inference_mode():
@@ -86,6 +86,6 @@ def torch_encode(model: snac.SNAC, clip: np.ndarray, pad_multiple: int) -> list[
 
 
 def torch_decode(model: snac.SNAC, codes: list[np.ndarray]) -> np.ndarray:
-    """The reference's audio (samples,) of one clip's codes, without noise."""
+    """Return the reference's audio, (samples,), of the codes of one clip, without noise."""
     with torch.inference_mode(), mock.patch.object(torch, "randn", torch.zeros):
         return model.decode([torch.from_numpy(level)[None] for level in codes])[0, 0].numpy()

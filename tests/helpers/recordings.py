@@ -1,4 +1,4 @@
-"""Real and made audio at any rate, as (batch, 1, samples) in float32."""
+"""Recorded and synthetic audio at any sampling rate, as (batch, 1, samples) in float32."""
 
 from pathlib import Path
 
@@ -10,15 +10,15 @@ DATA = Path(__file__).parents[1] / "data"
 
 
 def clip(name: str, rate: int, seconds: float) -> np.ndarray:
-    """The beginning of a file in `tests/data`, mixed to mono and resampled."""
+    """Return the first seconds of a file in `tests/data`, mixed to mono and resampled."""
     samples, file_rate = soundfile.read(DATA / name, dtype="float32", always_2d=True)
     return soxr.resample(samples.mean(1), file_rate, rate)[None, None, : int(seconds * rate)]
 
 
 def kinds(rate: int, pad_multiple: int) -> dict[str, np.ndarray]:
-    """Audio of every kind that a codec meets, with lengths at and around whole pad multiples.
+    """Return different kinds of audio, with lengths at and near pad multiples.
 
-    Of few padded shapes, since each takes a compilation of everything.
+    There are few different padded shapes, because each one is compiled.
     """
     rng = np.random.default_rng(0)
     click = np.zeros((1, 1, pad_multiple), np.float32)

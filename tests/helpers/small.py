@@ -1,4 +1,4 @@
-"""A small model, where the size does not matter."""
+"""Small models with random parameters, for tests in which the size does not matter."""
 
 import dataclasses
 import functools
@@ -19,6 +19,7 @@ CONFIG = snax.SNACConfig(
     codebook_size=64,
     vq_strides=(4, 2, 1),
 )
+# Fields that differ from `CONFIG`.
 CONFIGS: dict[str, dict[str, Any]] = {
     "depthwise": {},
     "plain convolutions, odd rates": {"depthwise": False, "encoder_rates": (3, 5), "decoder_rates": (5, 3)},
@@ -38,8 +39,8 @@ def model(config: snax.SNACConfig = CONFIG) -> snax.SNAC:
     return snax.SNAC(config, rngs=rngs())
 
 
-def drawn(name: str) -> snax.SNAC:
-    """A model with the changes of one of `CONFIGS`."""
+def variant(name: str) -> snax.SNAC:
+    """Return the model of one of `CONFIGS`."""
     return model(dataclasses.replace(CONFIG, latent_dim=0, **CONFIGS[name]))
 
 
