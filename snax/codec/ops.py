@@ -121,9 +121,8 @@ def two_taps(
         y = jnp.stack([both + (first - middle) @ this, both + (last - middle) @ following], axis=2)
         return y.reshape(batch, -1, out_channels)[:, :frames]
 
-    if (
-        batch * frames < WINOGRAD_MIN_FRAMES or x.dtype != jnp.float32
-    ):  # in bfloat16 the differences would lose precision
+    # In bfloat16 the differences of `winograd` would lose precision.
+    if batch * frames < WINOGRAD_MIN_FRAMES or x.dtype != jnp.float32:
         return one_product(x, kernel)
     # For a TPU XLA estimates 5 % fewer cycles for `winograd`, but compiling takes a third longer.
     return lax.platform_dependent(x, kernel, cpu=winograd, default=one_product)

@@ -15,7 +15,7 @@ from .layers import Conv, Rngs, parameter
 
 
 def _normalize(x: Float[Array, "*shape dim"]) -> Float[Array, "*shape dim"]:
-    """Scale the last axis to unit length. As torch's `normalize`, divide by at least 1e-12."""
+    """Scale the last axis to unit length. Like torch's `normalize`, divide by at least 1e-12."""
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
