@@ -17,7 +17,8 @@ from helpers import recordings, small
 
 import snax
 from snax import cli
-from snax.extract.run import ExtractConfig, extract
+from snax.extract.config import ExtractConfig
+from snax.extract.run import extract
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +39,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("desk")
     shutil.copy(recordings.DATA / "speech_3s.wav", folder / "speech.wav")
     (folder / "recipes").symlink_to(ROOT / "recipes")
-    extract(small.model(), ExtractConfig([str(folder / "speech.wav")], str(folder / "tokens"), "small", num_workers=1))
+    inputs, out = [str(folder / "speech.wav")], str(folder / "tokens")
+    extract(small.model(), ExtractConfig(inputs, out=out, model="small", num_workers=1))
     return folder
 
 
@@ -72,15 +74,15 @@ def test_commands() -> None:
         for program, *arguments in commands(page):
             counts[program] += 1
             if program == "snax":
-                cli._parser().parse_args(arguments)
+                cli.app.parse_args(arguments, exit_on_error=False, print_error=False)
             elif program == "python":
                 assert arguments[0] == "-m" or (ROOT / arguments[0]).exists(), arguments
             elif program == "make":
                 assert f"\n{arguments[0]}:" in (ROOT / "Makefile").read_text()
             elif program == "pip":
-                asked = re.findall(r"snax-codec\[([\w,]+)\]", " ".join(arguments))
+                asked = re.findall(r"\[([\w,]+)\]", " ".join(arguments))
                 assert set(",".join(asked).split(",")) - {""} <= extras
-    assert min(counts[program] for program in ("snax", "python", "make", "pip")) > 1
+    assert min(counts[program] for program in ("snax", "python", "make", "pip")) > 0
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

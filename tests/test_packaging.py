@@ -2,8 +2,12 @@
 
 import hashlib
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tomllib
 import venv
@@ -12,13 +16,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
-from helpers import hub, recordings, reference
+from helpers import hub, recordings, reference, small
 from helpers.recordings import DATA
+from huggingface_hub import cached_assets_path
 
 import snax
 from snax.codec.config import PUBLISHED_CONFIGS
-from snax.weights import pretrained
+from snax.weights import checkpoint, pretrained, torch_files
 
 pytestmark = pytest.mark.slow
 
@@ -90,11 +96,81 @@ def test_an_empty_environment(programs: Path, tmp_path: Path) -> None:
         assert "Traceback" not in ended.stderr
 
 
+@pytest.fixture(scope="module")
+def all_extras(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of an environment with the wheel and all extras, whose packages come from this environment."""
+    (wheel,) = built.glob("*.whl")
+    folder = tmp_path_factory.mktemp("env")
+    venv.create(folder, with_pip=True)
+    pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-deps"]
+    subprocess.run([*pip, wheel], check=True)
+    (site_packages,) = folder.glob("lib/python*/site-packages")
+    (site_packages / "extras.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    return folder / "bin"
+
+
+# Fields of a recipe that would take hours.
+SHORTER = [(r"^steps = .*", "steps = 1"), (r"^batch = .*", "batch = 2"), (r"^\[discriminators\]\n(.+\n)*", "")]
+
+
+def documented_commands() -> dict[str, list[str]]:
+    """The `snax` commands of each page that need no cluster and no bucket."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    commands = {}
+    for page in pages:
+        text = "\n".join(re.findall(r"^```sh\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL))
+        lines = [line for line in text.splitlines() if line.startswith("snax ") and "gs://" not in line]
+        if lines:
+            commands[page.stem] = lines
+    return commands
+
+
+@pytest.mark.parametrize("page", documented_commands())
+def test_documented_commands(all_extras: Path, page: str, tmp_path: Path) -> None:
+    """Every `snax` command of a page runs as written, with a small model under the published name."""
+    cache = tmp_path / "hub"
+    published = pretrained.PUBLISHED["snac_24khz"]
+    folder = cached_assets_path("snax", published.repo_id, published.revision, assets_dir=cache / "assets")
+    snax.save(small.model(), folder / f"format-{checkpoint.FORMAT}")
+    desk = tmp_path / "desk"
+    for name in ("music", "corpus", "held_out", "audio/train", "audio/held_out", "speech/train", "speech/held_out"):
+        (desk / name).mkdir(parents=True)
+        shutil.copy(DATA / "speech_3s.wav", desk / name / "a.wav")
+    samples, rate = soundfile.read(DATA / "speech_3s.wav")
+    for name in ("speech.mp3", "music.flac"):
+        soundfile.write(desk / name, samples, rate)
+    torch_files.write_folder(small.model(), desk / "SOURCE")
+    (desk / "recipes").mkdir()
+    for recipe in (ROOT / "recipes").glob("*.toml"):
+        text = recipe.read_text()
+        for pattern, replacement in SHORTER:
+            text = re.sub(pattern, replacement, text, flags=re.MULTILINE)
+        (desk / "recipes" / recipe.name).write_text(text)
+    environment = os.environ | {
+        "PATH": f"{all_extras}:{os.environ['PATH']}",
+        "HF_HOME": str(cache),
+        "HF_HUB_OFFLINE": "1",
+        "HOME": str(tmp_path),
+        "SHELL": "/bin/bash",
+    }
+    for command in documented_commands()[page]:
+        for path in (desk / "report.html", desk / "OUT"):  # outputs that must be new
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        line = command.replace("MODEL", "mini_16khz")
+        if "run/models/8000" in line:
+            shutil.copytree(desk / "run" / "models" / "1", desk / "run" / "models" / "8000", dirs_exist_ok=True)
+        ended = subprocess.run(line, shell=True, cwd=desk, env=environment, capture_output=True, text=True)
+        assert ended.returncode == 0, f"{command}\n{ended.stdout}{ended.stderr}"
+    where = [all_extras / "python", "-c", "import snax; print(snax.__file__)"]
+    path = subprocess.run(where, cwd=desk, env=environment, check=True, capture_output=True, text=True).stdout.strip()
+    assert Path(path).is_relative_to(all_extras.parent)
+
+
 # The hash of the published weights is in the code. Here they are others.
 LOAD_AND_ENCODE = """
 import dataclasses, importlib.util, sys
 import numpy as np, snax
-from snax.weights import pretrained
+from snax.weights import checkpoint, pretrained, torch_files
 
 assert importlib.util.find_spec("torch") is None
 audio, codes, sha256 = sys.argv[1:]
