@@ -49,9 +49,8 @@ def convert(
 def _from_torch(source: str, out: str | None, verify: bool, config: Path | None, revision: str | None) -> int:
     from . import checkpoint, pretrained, torch_files
 
-    weights_path, config_path = _find(source, config, revision)
     if out is not None:
-        checkpoint.save(torch_files.read_model(weights_path, config_path), out)
+        checkpoint.save(torch_files.read_model(*_find(source, config, revision)), out)
     elif Path(source).exists():
         raise ValueError(f"OUT is missing: {source} is a path, so it has no place in the cache.")
     else:
@@ -61,7 +60,7 @@ def _from_torch(source: str, out: str | None, verify: bool, config: Path | None,
         return 0
     from . import verification
 
-    comparison = verification.compare_files(pretrained.load(out), weights_path, config_path)
+    comparison = verification.compare_files(pretrained.load(out), *_find(source, config, revision))
     print(verification.table(comparison))
     return 0 if all(clip.passed for clip in comparison.values()) else 1
 
