@@ -1,8 +1,10 @@
 """The commands on real files: what they write, what they refuse, and that nothing is lost."""
 
+import contextlib
 import dataclasses
 import io
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -178,6 +180,44 @@ def test_a_write_that_fails_leaves_nothing(
     before = sorted(corpus.rglob("*"))
     assert "No space left" in refused(capsys, "encode", corpus, "-m", model_folder)
     assert sorted(corpus.rglob("*")) == before
+
+
+def test_progress_bar_does_not_tear_log_lines(corpus: Path, model_folder: str) -> None:
+    """On a terminal, each file's line is whole and on a line of its own, above the progress bar."""
+    leader, follower = pty.openpty()
+    line = [sys.executable, "-m", "snax.cli", "encode", corpus, "-m", model_folder]
+    with subprocess.Popen(line, stderr=follower, stdout=follower) as process:
+        os.close(follower)
+        output = b""
+        with contextlib.suppress(OSError):  # Linux reports the end of a terminal as an error
+            while chunk := os.read(leader, 4096):
+                output += chunk
+    os.close(leader)
+    assert process.returncode == 0, output
+    assert b"/3 [" in output, "there is no progress bar"
+    shown = [text.rpartition("\r")[2] for text in output.decode().replace("\r\n", "\n").split("\n")]
+    log_lines = [text for text in shown if "->" in text]
+    assert len(log_lines) == 3
+    assert all(text.startswith("snax: ") and text.endswith(".codes.safetensors") for text in log_lines)
+
+
+def test_mistakes_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """The message has the option, the value and what is allowed, or the nearest name."""
+    for arguments, message in (
+        (["extract", "a", "-o", "x", "--clips-per-shrd", "3"], "Unknown option: --clips-per-shrd. Did you mean"),
+        (
+            ["extract", "a", "-o", "x", "--clips-per-shard", "0"],
+            "--clips-per-shard (='0') must be greater than or equal to 1.",
+        ),
+        (["extract", "a", "-o", "x", "--max-quarantined", "nan"], "--max-quarantined (='nan') must be"),
+        (["extract", "a", "-o", "x", "--tokens", "x"], "--tokens (='x') must be 'orpheus', 'shared' or 'separate'."),
+        (["extract", "-o", "x"], "INPUTS is missing. See `snax extract --help`."),
+        (["extract", "a"], "--out is missing."),
+        (["encode", "a", "--channels", "mixx"], 'Did you mean "mix"?'),
+        (["encod", "a"], 'Did you mean "encode"?'),
+        (["train", "no-such-file.toml", "-o", "x"], "No such file or directory: 'no-such-file.toml'"),
+    ):
+        assert message in refused(capsys, *arguments)
 
 
 def test_pipes(corpus: Path, model_folder: str) -> None:

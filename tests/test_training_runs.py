@@ -186,6 +186,22 @@ def test_trained_model_converts_to_torch(resumed_run: Path, tmp_path: Path) -> N
     reference.assert_same(torch_model.eval(), model, recordings.clip("speech_7s.wav", 16_000, 2))
 
 
+def test_extended_run_equals_a_longer_one(config_path: Path, tmp_path: Path) -> None:
+    """A finished run goes on with more steps and other intervals. Weights are bit for bit those of a single run."""
+    config = dataclasses.replace(train_config.read(config_path), steps=2, discriminators=None)
+    run.train(config, tmp_path / "extended", None, 1)
+    longer = dataclasses.replace(config, steps=4, log_every=1, eval_every=3, checkpoint_every=3)
+    extended = run.train(longer, tmp_path / "extended", None, 1)
+    single = run.train(dataclasses.replace(config, steps=4), tmp_path / "single", None, 1)
+    for parameter, expected in zip(
+        jax.tree.leaves(snax.load(extended)), jax.tree.leaves(snax.load(single)), strict=True
+    ):
+        np.testing.assert_array_equal(parameter, expected)
+    assert json.loads((tmp_path / "extended" / "config.json").read_text())["steps"] == 4
+    with pytest.raises(train_config.ConfigError, match=r"`steps` \(=3\) must be at least 4, the steps that the run in"):
+        run.train(dataclasses.replace(longer, steps=3), tmp_path / "extended", None, 1)
+
+
 def test_rejects_other_config_and_foreign_folder(config_path: Path, resumed_run: Path, tmp_path: Path) -> None:
     changed = tmp_path / "changed.toml"
     changed.write_text(config_path.read_text().replace("batch = 4", "batch = 8"))
