@@ -7,6 +7,7 @@ import os
 import pty
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,7 @@ def test_a_write_that_fails_leaves_nothing(
 def test_progress_bar_does_not_tear_log_lines(corpus: Path, model_folder: str) -> None:
     """On a terminal, each file's line is whole and on a line of its own, above the progress bar."""
     leader, follower = pty.openpty()
+    termios.tcsetwinsize(follower, (24, 200))
     line = [sys.executable, "-m", "snax.cli", "encode", corpus, "-m", model_folder]
     with subprocess.Popen(line, stderr=follower, stdout=follower) as process:
         os.close(follower)
