@@ -1,6 +1,7 @@
 """Types of options that several commands share."""
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
@@ -20,6 +21,20 @@ ModelName = Annotated[
 Channels = Annotated[
     Literal["mix", "separate"], Parameter(help="Mix the channels to mono, or process each of them on its own.")
 ]
+
+
+@Parameter(name="*")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Output:
+    """Where a command writes files.
+
+    Args:
+        out: Output folder. Default: the folder of each input.
+        force: Overwrite existing files.
+    """
+
+    out: Annotated[Path | None, Parameter(alias="-o")] = None
+    force: Annotated[bool, Parameter(alias="-f")] = False
 
 
 @Parameter(name="*", group=Group("Several processes", help="JAX finds the others on TPU pods, Slurm and Open MPI."))

@@ -1,28 +1,12 @@
 """The commands `snax encode`, `decode`, `reconstruct` and `info`."""
 
-import dataclasses
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from ..options import Channels, ModelName
+from ..options import Channels, ModelName, Output
 
 Files = Annotated[tuple[str, ...], Parameter(help="Files, folders or patterns. `-` is standard input.")]
-
-
-@Parameter(name="*")
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Output:
-    """Where a command writes files.
-
-    Args:
-        out: Output folder. Default: the folder of each input.
-        force: Overwrite existing files.
-    """
-
-    out: Annotated[Path | None, Parameter(alias="-o")] = None
-    force: Annotated[bool, Parameter(alias="-f")] = False
 
 
 def encode(

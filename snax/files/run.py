@@ -26,10 +26,9 @@ from ..data import audio
 from ..data.codes_file import CodesFile
 from ..data.files import find_files
 from ..inference.packing import EncodedClip, decode_many, encode_many
-from ..options import Channels
+from ..options import Channels, Output
 from ..weights import pretrained
 from ..weights.checkpoint import fingerprint
-from .command import Output
 
 _log = logging.getLogger(__name__)
 
