@@ -12,7 +12,7 @@ import soxr
 from helpers import archives, corpora, jobs
 from helpers.pairs import torch_encode
 from helpers.reference import assert_same_codes
-from test_published import drawn
+from test_published import random_pair
 
 import snax
 from snax.data import audio
@@ -60,7 +60,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_every_token_of_every_clip(inputs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    torch_model, model = drawn("snac_24khz")
+    torch_model, model = random_pair("snac_24khz")
     snax.save(model, tmp_path / "model")
     jobs.finish(jobs.start(inputs, tmp_path / "out", tmp_path / "model", clips_per_shard=100))
     for processes, devices in ((2, 1), (1, 3)):

@@ -200,9 +200,8 @@ def _assert_same_tokens(
 
 def assert_same_gradients(reference: snac.SNAC, model: snax.SNAC, audio: np.ndarray) -> None:
     """Check the gradients of a loss on the round trip and on dequantized codes, for the audio and all parameters."""
-    plain = without_weight_norm(
-        reference, model.config
-    )  # snax has no weight norm here, so the reference may not either
+    # snax has no weight norm here, so the reference must not have it either.
+    plain = without_weight_norm(reference, model.config)
     weights = np.random.default_rng(0).standard_normal(audio.shape, np.float32)
     torch_audio = torch.from_numpy(audio).requires_grad_()
     with recorded_noise() as noise:
