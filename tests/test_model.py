@@ -11,6 +11,7 @@ from helpers import small
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import snax
+from snax.codec import compiled
 from snax.codec.config import PUBLISHED_CONFIGS
 from snax.codec.model import draw_noise
 
@@ -273,11 +274,12 @@ def test_bfloat16() -> None:
     assert error < 0.05
 
 
-def test_gpu_compiler_options(model: snax.SNAC, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_compiler_options(model: snax.SNAC, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the outermost compilation has compiler options, because JAX rejects them inside a transformation."""
     audio = small.audio()
     expected = model.encode(audio)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     jax.clear_caches()
     assert_equal(model.encode(audio), expected)
     assert_equal(jax.jit(lambda audio: model.encode(audio))(audio), expected)
@@ -285,3 +287,31 @@ def test_gpu_compiler_options(model: snax.SNAC, monkeypatch: pytest.MonkeyPatch)
     assert_equal(jax.vmap(model.encode)(audio[None]), tuple(level[None] for level in expected))
     assert jnp.abs(jax.grad(lambda audio: model(audio)[0].sum())(jnp.asarray(audio))).max() > 0
     jax.clear_caches()
+
+
+def test_compiler_options_are_applied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An option that XLA rejects fails outside of transformations, and is absent inside the user's own `jit`."""
+    monkeypatch.setattr(compiled, "_known_options", lambda backend: {"xla_no_such_option": 1})
+
+    class Doubling:
+        precision = "highest"
+
+        @compiled.compiled
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return 2 * x
+
+    jax.tree_util.register_static(Doubling)
+    double = Doubling()
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+        double(jnp.ones(3))
+    np.testing.assert_array_equal(jax.jit(double)(jnp.ones(3)), 2)
+
+
+def test_unknown_compiler_options_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other versions of XLA know other options. The known ones are still applied."""
+    options = {"xla_no_such_option": 1, "xla_cpu_prefer_vector_width": 512}
+    monkeypatch.setitem(compiled.COMPILER_OPTIONS, "cpu", options)
+    compiled._known_options.cache_clear()
+    assert compiled._known_options("cpu") == {"xla_cpu_prefer_vector_width": 512}
+    assert compiled._known_options("tpu") == {}
+    compiled._known_options.cache_clear()

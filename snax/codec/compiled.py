@@ -8,8 +8,17 @@ import jax
 from jax.extend.core import get_opaque_trace_state
 from jax.sharding import PartitionSpec
 
-# Without this option XLA autotunes dozens of Triton kernels for each float32 matmul: half a minute for a codec.
-GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
+# benchmarks/README.md has the gain of each option, under "Compiler options".
+COMPILER_OPTIONS: dict[str, dict[str, bool | int | str]] = {
+    "cpu": {
+        # XLA uses vectors of 256 bits by default, even if the processor has 512.
+        "xla_cpu_prefer_vector_width": 512,
+        # Eigen instead of YNNPACK for matrix products.
+        "xla_cpu_experimental_ynn_fusion_type": "",
+    },
+    # Without this option XLA autotunes dozens of Triton kernels for each float32 matmul: half a minute for a codec.
+    "gpu": {"xla_gpu_enable_triton_gemm": False},
+}
 
 # The trace state outside of all transformations (`jit`, `vmap`, `grad`, ...).
 _NOT_TRACING = get_opaque_trace_state(convention="nnx")
@@ -31,13 +40,35 @@ def compiled(method: Callable[..., Any]) -> Callable[..., Any]:
         with jax.default_matmul_precision(self.precision):
             return run(self, batched, *args)
 
-    plain, on_gpu = jax.jit(traced), jax.jit(traced, compiler_options=GPU_OPTIONS)
+    return outermost_jit(traced)
 
-    @functools.wraps(method)
-    def call(self: Any, batched: Any, *args: Any) -> Any:
-        # JAX rejects compiler options inside a transformation.
+
+def outermost_jit(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`jax.jit` with the compiler options of the backend, unless another transformation traces the function.
+
+    JAX rejects compiler options inside a transformation. The options of a user's own `jit` are the user's.
+    """
+
+    @functools.cache
+    def jitted(backend: str | None) -> Any:
+        return jax.jit(function, compiler_options=None if backend is None else _known_options(backend))
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
         outermost = get_opaque_trace_state(convention="nnx") == _NOT_TRACING
-        jitted = on_gpu if outermost and jax.default_backend() == "gpu" else plain
-        return jitted(self, batched, *args)
+        return jitted(jax.default_backend() if outermost else None)(*args)
 
     return call
+
+
+@functools.cache
+def _known_options(backend: str) -> dict[str, bool | int | str]:
+    """The compiler options that this version of XLA knows. It rejects others when it compiles."""
+    known = {}
+    for name, value in COMPILER_OPTIONS.get(backend, {}).items():
+        try:
+            jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+        except jax.errors.JaxRuntimeError:
+            continue
+        known[name] = value
+    return known

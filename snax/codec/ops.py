@@ -97,12 +97,17 @@ def conv(
 WINOGRAD_MIN_FRAMES = 512
 
 
+def _winograd_pays(x: Array, frames: int) -> bool:
+    # In bfloat16 the differences of Winograd's algorithm would lose precision.
+    return len(x) * frames >= WINOGRAD_MIN_FRAMES and x.dtype == jnp.float32
+
+
 def two_taps(
     x: Float[Array, "batch _ in_channels"], kernel: Float[Array, "2 in_channels out_channels"], *, flipped: bool = False
 ) -> Float[Array, "batch frames out_channels"]:
     """Apply a convolution of two taps: x[i] @ kernel[0] + x[i + 1] @ kernel[1].
 
-    With `flipped`, the taps are swapped: x[i] @ kernel[1] + x[i + 1] @ kernel[0].
+    With `flipped`, the taps are swapped: x[i] @ kernel[1] + x[i + 1] @ kernel[0]. An even number of frames is faster.
     """
     batch, frames, (_, in_channels, out_channels) = len(x), x.shape[1] - 1, kernel.shape
 
@@ -115,14 +120,12 @@ def two_taps(
         # Minimal filtering F(2, 2) (https://arxiv.org/abs/1509.09308): two outputs from three products. The middle
         # frame is multiplied by the sum of the taps, the differences to its two neighbors by one tap each.
         this, following = (kernel[1], kernel[0]) if flipped else kernel
-        x = jnp.pad(x, ((0, 0), (0, frames % 2), (0, 0)))
         first, middle, last = x[:, :-1:2], x[:, 1::2], x[:, 2::2]
         both = middle @ (this + following)
         y = jnp.stack([both + (first - middle) @ this, both + (last - middle) @ following], axis=2)
-        return y.reshape(batch, -1, out_channels)[:, :frames]
+        return y.reshape(batch, frames, out_channels)
 
-    # In bfloat16 the differences of `winograd` would lose precision.
-    if batch * frames < WINOGRAD_MIN_FRAMES or x.dtype != jnp.float32:
+    if frames % 2 or not _winograd_pays(x, frames):
         return one_product(x, kernel)
     # For a TPU XLA estimates 5 % fewer cycles for `winograd`, but compiling takes a third longer.
     return lax.platform_dependent(x, kernel, cpu=winograd, default=one_product)
@@ -136,11 +139,12 @@ def strided_conv(
     stride = len(kernel) // 2
     batch, time, in_channels = x.shape
     frames = strided_length(time, stride)
+    even_frames = frames + (frames % 2 if _winograd_pays(x, frames) else 0)
     left = math.ceil(stride / 2)
-    right = (frames + 1) * stride - left - time  # negative if no frame uses the last steps
+    right = (even_frames + 1) * stride - left - time  # negative if no frame uses the last steps
     padded = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (left, right, 0), (0, 0, 0)))
-    blocks = padded.reshape(batch, frames + 1, stride * in_channels)
-    return two_taps(blocks, kernel.reshape(2, stride * in_channels, -1))
+    blocks = padded.reshape(batch, even_frames + 1, stride * in_channels)
+    return two_taps(blocks, kernel.reshape(2, stride * in_channels, -1))[:, :frames]
 
 
 @jax.named_scope("transposed_conv")
@@ -156,7 +160,8 @@ def transposed_conv(
     _, in_channels, stride, out_channels = kernel.shape
     batch, frames, _ = x.shape
     halves = kernel.reshape(2, in_channels, stride * out_channels)
-    blocks = two_taps(jnp.pad(x, ((0, 0), (1, 1), (0, 0))), halves, flipped=True)
-    samples = blocks.reshape(batch, (frames + 1) * stride, out_channels)
+    odd = (frames + 1) % 2 if _winograd_pays(x, frames + 1) else 0
+    blocks = two_taps(jnp.pad(x, ((0, 0), (1, 1 + odd), (0, 0))), halves, flipped=True)
+    samples = blocks.reshape(batch, -1, out_channels)
     left = math.ceil(stride / 2)
     return samples[:, left : left + frames * stride]
