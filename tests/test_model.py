@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import snax
 from snax.codec import compiled
 from snax.codec.config import PUBLISHED_CONFIGS
-from snax.codec.model import draw_noise
+from snax.codec.noise import draw_noise
 
 KEY = jax.random.key(0)
 

@@ -89,7 +89,7 @@ def test_tokens_and_audio(name: str, kind: str) -> None:
 
 
 def trained_bound(torch_model: snac.SNAC, audio: np.ndarray) -> float:
-    """The bound of latents for a trained encoder, which magnifies rounding errors."""
+    """Return the error bound of a trained model's latents. Trained encoders magnify rounding errors."""
     return max(LATENTS_BOUND, ROUNDING_FACTOR * reference.rounding_error(torch_model, audio))
 
 

@@ -19,7 +19,8 @@ from jaxtyping import Float, Int32, Integer, Key, PRNGKeyArray
 
 from ..codec.compiled import compiled, outermost_jit
 from ..codec.inputs import check_audio, check_codes, check_cuttable
-from ..codec.model import SNAC, draw_noise
+from ..codec.model import SNAC
+from ..codec.noise import draw_noise
 from .step_layers import Align, step_layers
 
 

@@ -10,7 +10,8 @@ from jax import Array
 from jaxtyping import Float, Int32
 
 from ..codec.layers import Context
-from ..codec.model import SNAC, draw_noise
+from ..codec.model import SNAC
+from ..codec.noise import draw_noise
 from ..codec.quantizer import Quantized
 from . import losses
 from .config import Optimizer, TrainConfig

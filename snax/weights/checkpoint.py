@@ -34,7 +34,7 @@ def save(model: SNAC, path: str | os.PathLike[str]) -> None:
     Raises:
         FileExistsError: if `path` exists.
     """
-    from etils import epath  # type: ignore[import-untyped]
+    from etils import epath  # type: ignore[import-untyped]  # etils has no type hints
     from orbax.checkpoint import v1 as ocp
 
     path = _absolute(path)
