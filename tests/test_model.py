@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from helpers import small
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -293,14 +294,13 @@ def test_compiler_options_are_applied(monkeypatch: pytest.MonkeyPatch) -> None:
     """An option that XLA rejects fails outside of transformations, and is absent inside the user's own `jit`."""
     monkeypatch.setattr(compiled, "_known_options", lambda backend: {"xla_no_such_option": 1})
 
-    class Doubling:
+    class Doubling(nnx.Module):
         precision = "highest"
 
         @compiled.compiled
         def __call__(self, x: jax.Array) -> jax.Array:
             return 2 * x
 
-    jax.tree_util.register_static(Doubling)
     double = Doubling()
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
         double(jnp.ones(3))
@@ -315,3 +315,18 @@ def test_unknown_compiler_options_are_left_out(monkeypatch: pytest.MonkeyPatch) 
     assert compiled._known_options("cpu") == {"xla_cpu_prefer_vector_width": 512}
     assert compiled._known_options("tpu") == {}
     compiled._known_options.cache_clear()
+
+
+def test_changes_after_a_call() -> None:
+    """A model keeps its flattened form between calls, but sees new values, new variables and new modules."""
+    model, other = (snax.SNAC(small.CONFIG, rngs=nnx.Rngs(seed)) for seed in range(2))
+    codes = other.encode(small.audio())
+    before = model.decode(codes)
+    bias = model.decoder.conv_out.bias
+    bias[...] = bias[...] + 0.5
+    changed_value = model.decode(codes)
+    assert jnp.abs(changed_value - before).max() > 0.01
+    model.decoder.conv_out.bias = nnx.Param(bias[...] - 0.5)
+    np.testing.assert_allclose(model.decode(codes), before, atol=1e-6)  # the bias is rounded twice
+    model.decoder, model.quantizer = other.decoder, other.quantizer
+    np.testing.assert_array_equal(model.decode(codes), other.decode(codes))

@@ -1,9 +1,13 @@
 """Validation of inputs. Each mistake raises one `ValueError` with a fix.
 
 Shapes and dtypes are always checked. Values are checked only outside of `jit`, because a traced array has none.
+
+`checked_audio`, `checked_latents` and `checked_codes` are context managers around the model's computation. The check of
+values on a device is dispatched before the computation and read after it, so that the host waits only once.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +17,8 @@ import numpy as np
 from .config import SNACConfig
 
 
-def check_audio(audio: Any) -> None:
+@contextlib.contextmanager
+def checked_audio(audio: Any) -> Iterator[None]:
     """Check that `audio` is a (batch, 1, samples) array of finite floats."""
     _check_floats("`audio`", audio, "Scale samples to floats between -1 and 1 (int16: `audio / 32768`)")
     fixes = {
@@ -29,18 +34,22 @@ def check_audio(audio: Any) -> None:
         )
     if audio.shape[2] == 0:
         raise ValueError(f"`audio` must have at least one sample, got {audio.shape}.")
-    _check_finite("`audio`", audio)
+    with _checked_finite("`audio`", audio):
+        yield
 
 
-def check_latents(latents: Any, config: SNACConfig) -> None:
+@contextlib.contextmanager
+def checked_latents(latents: Any, config: SNACConfig) -> Iterator[None]:
     """Check that `latents` is a (batch, frames, latent_dim) array of finite floats."""
     _check_floats("`latents`", latents, "Pass the latents of `audio_to_latents`, `quantize` or `dequantize`")
     if latents.ndim != 3 or latents.shape[2] != config.latent_dim or latents.shape[1] == 0:
         raise ValueError(f"`latents` must be (batch, frames, {config.latent_dim}), got {latents.shape}.")
-    _check_finite("`latents`", latents)
+    with _checked_finite("`latents`", latents):
+        yield
 
 
-def check_codes(codes: Any, config: SNACConfig) -> None:
+@contextlib.contextmanager
+def checked_codes(codes: Any, config: SNACConfig) -> Iterator[None]:
     """Check that `codes` has one (batch, frames / stride) integer array per level, with values in the codebook."""
     strides, size = config.vq_strides, config.codebook_size
     if not isinstance(codes, Sequence) or len(codes) != len(strides):
@@ -62,8 +71,11 @@ def check_codes(codes: Any, config: SNACConfig) -> None:
     concrete = {i: level for i, level in enumerate(codes) if not isinstance(level, jax.core.Tracer)}
     on_host = [level for level in concrete.values() if isinstance(level, np.ndarray)]
     on_device = [level for level in concrete.values() if isinstance(level, jax.Array)]
-    valid_on_host = all(_in_codebook(level, size) for level in on_host)
-    if not valid_on_host or (on_device and not _all_in_codebook(on_device, size)):
+    valid = [_in_codebook(level, size) for level in on_host]
+    if on_device:
+        valid.append(_all_in_codebook(on_device, size))
+    yield
+    if not all(valid):
         i, level = next((i, level) for i, level in concrete.items() if not _in_codebook(level, size))
         raise ValueError(
             f"`codes[{i}]` must be between 0 and `codebook_size` - 1 (={size - 1}), "
@@ -79,7 +91,9 @@ def check_clip(clip: Any, i: int) -> np.ndarray:
         raise ValueError(f"{name} must be mono audio of at least one sample, (samples,), got {clip.shape}.")
     clip = np.asarray(clip)
     for start in range(0, len(clip), 2**20):  # in pieces: a clip may be hours long and memory-mapped
-        _check_finite(name, clip[start : start + 2**20])
+        piece = clip[start : start + 2**20]
+        if not _finite(piece):
+            raise _not_finite(name, piece)
     return clip
 
 
@@ -91,7 +105,8 @@ def check_clip_codes(codes: Any, samples: Any, i: int, config: SNACConfig) -> tu
         )
     levels = [np.asarray(level) for level in codes]
     try:
-        check_codes([level[None] for level in levels], config)
+        with checked_codes([level[None] for level in levels], config):
+            pass
     except ValueError as error:
         raise ValueError(f"`clips[{i}]` cannot be decoded: {error}") from None
     decoded, window = len(levels[0]) * config.vq_strides[0] * config.hop_length, config.attn_window_size or 1
@@ -141,15 +156,28 @@ def _check_floats(name: str, array: Any, fix: str) -> None:
         raise ValueError(f"{name} must be floating point, got {array.dtype}. {fix}.")
 
 
-def _check_finite(name: str, array: Any) -> None:
+@contextlib.contextmanager
+def _checked_finite(name: str, array: Any) -> Iterator[None]:
+    finite = _finite(array)
+    yield
+    if not finite:
+        raise _not_finite(name, array)
+
+
+def _finite(array: Any) -> Any:
     if isinstance(array, jax.core.Tracer):
-        return
-    on_host = isinstance(array, np.ndarray)
-    with np.errstate(over="ignore"):  # report a float64 beyond float32 as infinity
-        if np.isfinite(array.astype(np.float32)).all() if on_host else _all_finite(array):
-            return
-        finite = np.isfinite(np.asarray(array, np.float32))
-    raise ValueError(f"{name} must be finite, got NaN or infinity in {(~finite).sum()} of {array.size} places.")
+        return True
+    return np.isfinite(_float32(array)).all() if isinstance(array, np.ndarray) else _all_finite(array)
+
+
+def _not_finite(name: str, array: Any) -> ValueError:
+    places = ~np.isfinite(_float32(array))
+    return ValueError(f"{name} must be finite, got NaN or infinity in {places.sum()} of {array.size} places.")
+
+
+def _float32(array: Any) -> np.ndarray:
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinity
+        return np.asarray(array, np.float32)
 
 
 def _in_codebook(level: Any, size: int) -> Any:

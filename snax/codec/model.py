@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int32, Integer, Key, PRNGKeyArray
 from .attention import LocalMHA
 from .compiled import compiled
 from .config import SNACConfig
-from .inputs import check_audio, check_codes, check_latents, check_padding_mask
+from .inputs import check_padding_mask, checked_audio, checked_codes, checked_latents
 from .layers import (
     KERNEL_SIZE,
     Context,
@@ -159,9 +159,10 @@ class SNAC(nnx.Module):
         Raises:
             ValueError: if `audio` or `padding_mask` is invalid.
         """
-        padded = self._padded(audio)
-        check_padding_mask(padding_mask, self.config, len(padded), padded.shape[-1] // self.config.hop_length)
-        return self._encode(padded, padding_mask)
+        with checked_audio(audio):
+            padded = self._padded(audio)
+            check_padding_mask(padding_mask, self.config, len(padded), padded.shape[-1] // self.config.hop_length)
+            return self._encode(padded, padding_mask)
 
     def decode(
         self,
@@ -185,9 +186,10 @@ class SNAC(nnx.Module):
         Raises:
             ValueError: if `codes`, `key` or `padding_mask` is invalid.
         """
-        checked = self._checked(codes)
-        check_padding_mask(padding_mask, self.config, len(checked[0]), checked[0].shape[1] * self.config.vq_strides[0])
-        return self._decode(checked, key, padding_mask)
+        with checked_codes(codes, self.config):
+            frames = codes[0].shape[1] * self.config.vq_strides[0]
+            check_padding_mask(padding_mask, self.config, len(codes[0]), frames)
+            return self._decode(_int32(codes), key, padding_mask)
 
     def __call__(
         self,
@@ -207,8 +209,9 @@ class SNAC(nnx.Module):
         Raises:
             ValueError: if `audio` or `key` is invalid.
         """
-        reconstructed, codes = self._reconstruct(self._padded(audio), key)
-        return reconstructed[..., : audio.shape[-1]], codes
+        with checked_audio(audio):
+            reconstructed, codes = self._reconstruct(self._padded(audio), key)
+            return reconstructed[..., : audio.shape[-1]], codes
 
     def audio_to_latents(
         self,
@@ -217,9 +220,10 @@ class SNAC(nnx.Module):
         padding_mask: Bool[Array | np.ndarray, "batch frames"] | None = None,
     ) -> Float[Array, "batch frames latent_dim"]:
         """Encode audio to latents. `audio` and `padding_mask` are those of `encode`."""
-        padded = self._padded(audio)
-        check_padding_mask(padding_mask, self.config, len(padded), padded.shape[-1] // self.config.hop_length)
-        return self._audio_to_latents(padded, padding_mask)
+        with checked_audio(audio):
+            padded = self._padded(audio)
+            check_padding_mask(padding_mask, self.config, len(padded), padded.shape[-1] // self.config.hop_length)
+            return self._audio_to_latents(padded, padding_mask)
 
     def quantize(
         self, latents: Float[Array | np.ndarray, "batch frames latent_dim"]
@@ -232,19 +236,20 @@ class SNAC(nnx.Module):
         Raises:
             ValueError: if `latents` is invalid, or its number of frames is not a multiple of each stride.
         """
-        check_latents(latents, self.config)
-        if any(latents.shape[1] % stride for stride in self.config.vq_strides):
-            raise ValueError(
-                f"The number of frames of `latents` (={latents.shape[1]}) must be a multiple of each of `vq_strides` "
-                f"(={self.config.vq_strides})."
-            )
-        return self._quantize(jnp.asarray(latents, self.dtype))
+        with checked_latents(latents, self.config):
+            if any(latents.shape[1] % stride for stride in self.config.vq_strides):
+                raise ValueError(
+                    f"The number of frames of `latents` (={latents.shape[1]}) must be a multiple of each of "
+                    f"`vq_strides` (={self.config.vq_strides})."
+                )
+            return self._quantize(jnp.asarray(latents, self.dtype))
 
     def dequantize(
         self, codes: Sequence[Integer[Array | np.ndarray, "batch _"]]
     ) -> Float[Array, "batch frames latent_dim"]:
         """Return the quantized latents of codes."""
-        return self._dequantize(self._checked(codes))
+        with checked_codes(codes, self.config):
+            return self._dequantize(_int32(codes))
 
     def latents_to_audio(
         self,
@@ -254,9 +259,9 @@ class SNAC(nnx.Module):
         padding_mask: Bool[Array | np.ndarray, "batch frames"] | None = None,
     ) -> Float[Array, "batch 1 samples"]:
         """Decode latents to audio. `key` and `padding_mask` are those of `decode`."""
-        check_latents(latents, self.config)
-        check_padding_mask(padding_mask, self.config, *latents.shape[:2])
-        return self._latents_to_audio(jnp.asarray(latents, self.dtype), key, padding_mask)
+        with checked_latents(latents, self.config):
+            check_padding_mask(padding_mask, self.config, *latents.shape[:2])
+            return self._latents_to_audio(jnp.asarray(latents, self.dtype), key, padding_mask)
 
     @compiled
     def _audio_to_latents(self, audio: Array, padding_mask: PaddingMask = None) -> Array:
@@ -305,14 +310,14 @@ class SNAC(nnx.Module):
         return self._latents_to_audio(quantized, key), codes
 
     def _padded(self, audio: Array | np.ndarray) -> Array | np.ndarray:
-        """Check and pad audio. Padding outside of `jit` lets lengths up to a pad multiple share one compilation."""
-        check_audio(audio)
+        """Pad audio. Padding outside of `jit` lets lengths up to a pad multiple share one compilation."""
         padding = -audio.shape[-1] % self.config.pad_multiple
         if padding:
             pad = np.pad if isinstance(audio, np.ndarray) else jnp.pad
             audio = pad(audio, ((0, 0), (0, 0), (0, padding)))
-        return audio if audio.dtype == self.dtype else audio.astype(self.dtype)
+        with np.errstate(over="ignore"):  # `checked_audio` reports a float64 beyond float32
+            return audio if audio.dtype == self.dtype else audio.astype(self.dtype)
 
-    def _checked(self, codes: Sequence[Array | np.ndarray]) -> tuple[Array | np.ndarray, ...]:
-        check_codes(codes, self.config)
-        return tuple(level if level.dtype == np.int32 else level.astype(np.int32) for level in codes)
+
+def _int32(codes: Sequence[Array | np.ndarray]) -> tuple[Array | np.ndarray, ...]:
+    return tuple(level if level.dtype == np.int32 else level.astype(np.int32) for level in codes)

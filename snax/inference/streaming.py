@@ -17,8 +17,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int32, Integer, Key, PRNGKeyArray
 
-from ..codec.compiled import compiled, outermost_jit
-from ..codec.inputs import check_audio, check_codes, check_cuttable
+from ..codec.compiled import compiled
+from ..codec.inputs import check_cuttable, checked_audio, checked_codes
 from ..codec.model import SNAC
 from ..codec.noise import draw_noise
 from .step_layers import Align, step_layers
@@ -88,9 +88,9 @@ class StreamDecoder:
         Raises:
             ValueError: if `codes` is invalid for `SNAC.decode`, or its batch size differs from that of the state.
         """
-        check_codes(codes, self._config)
-        new, (audio,) = self._stream.step(state, codes, self._lag)
-        return new, audio[:, None]
+        with checked_codes(codes, self._config):
+            new, (audio,) = self._stream.step(state, codes, self._lag)
+            return new, audio[:, None]
 
     def flush(self, state: StreamState) -> Float[np.ndarray, "batch 1 samples"]:
         """Return the remaining samples at the end of the streams, (batch, 1, samples).
@@ -147,9 +147,9 @@ class StreamEncoder:
         Raises:
             ValueError: if `audio` is invalid for `SNAC.encode`, or its batch size differs from that of the state.
         """
-        check_audio(audio)
-        new, codes = self._stream.step(state, [audio[:, 0]], self._stream.delay)
-        return new, tuple(codes)
+        with checked_audio(audio):
+            new, codes = self._stream.step(state, [audio[:, 0]], self._stream.delay)
+            return new, tuple(codes)
 
     def flush(self, state: StreamState) -> tuple[Int32[np.ndarray, "batch _"], ...]:
         """Return the remaining codes at the end of the streams. The audio is zero-padded as in `SNAC.encode`."""
@@ -181,8 +181,7 @@ class _Stream:
 
     def __init__(self, model: SNAC, apply: Callable[..., _Output], widths: Sequence[int], dtype: type[np.generic]):
         check_cuttable(model.config)
-        self._leaves, structure = jax.tree.flatten(model)
-        self._apply = _of_leaves(apply, structure)
+        self._model, self._apply = model, apply
         self._widths, self._dtype = widths, dtype
         self._block_frames = model.config.pad_multiple // model.config.hop_length
         block = [jax.ShapeDtypeStruct((1, width), dtype) for width in widths]
@@ -207,7 +206,7 @@ class _Stream:
         before = int(state.frames)
         for i in range(num_blocks):
             block = [x[:, i * width : (i + 1) * width] for x, width in zip(available, self._widths, strict=True)]
-            step = self._apply(self._leaves, block, caches, state.key, before + i * self._block_frames, False)
+            step = self._apply(self._model, block, caches, state.key, before + i * self._block_frames, False)
             outputs.append(step.outputs)
             caches = step.caches
         pending = tuple(x[:, num_blocks * width :] for x, width in zip(available, self._widths, strict=True))
@@ -229,7 +228,7 @@ class _Stream:
     def _outputs_at_end(self, state: StreamState, blocks: Fraction) -> list[Array]:
         """Return at least `blocks` blocks of the next outputs as if the streams ended here."""
         padding = [np.zeros((len(state.pending[0]), math.ceil(blocks) * width), self._dtype) for width in self._widths]
-        return self._apply(self._leaves, padding, state.caches, state.key, state.frames, True).outputs
+        return self._apply(self._model, padding, state.caches, state.key, state.frames, True).outputs
 
     def _between(
         self, outputs: Sequence[list[Array]], start: Fraction, low: Fraction, high: Fraction, batch: int
@@ -242,12 +241,6 @@ class _Stream:
             first = start - self.delay
             slices.append(joined[:, int((low - first) * width) : int((high - first) * width)])
         return slices
-
-
-@functools.cache
-def _of_leaves(apply: Callable[..., _Output], structure: jax.tree_util.PyTreeDef) -> Callable[..., _Output]:
-    """Replace the first argument, a model, by its leaves. Flattening a model takes about 1 ms, in each call."""
-    return outermost_jit(lambda leaves, *args: apply(jax.tree.unflatten(structure, leaves), *args))
 
 
 @compiled
