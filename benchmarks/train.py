@@ -26,7 +26,7 @@ from flax import nnx
 import snax
 from benchmarks.speed import machine
 from snax.train.config import TrainConfig, read
-from snax.train.step import init_state, train_step
+from snax.train.step import compiler_options, init_state, train_step
 from tests.helpers.recordings import clip
 from tests.helpers.torch_training import Trainer
 
@@ -73,16 +73,8 @@ def start_worker(system: str, case: str) -> Connection:
 def serve(system: str, case: str, pipe: Connection) -> None:
     torch.set_num_threads(THREADS)
     name, batch, adversarial = CASES[case]
-    config = read(HERE.parent / "recipes" / f"{name}.toml")
-    config = dataclasses.replace(config, dtype="float32", dead_code_threshold=0.0)
-    assert config.model is not None
-    model_config = config.model
-    samples = config.data.crop_samples(model_config)
-    speech = clip("speech_7s.wav", model_config.sampling_rate, 7)[0, 0]
-    starts = np.linspace(0, len(speech) - samples, batch).astype(int)
-    audio = np.stack([speech[start : start + samples] for start in starts])[:, None].astype(np.float32)
-    model = snax.SNAC(model_config, rngs=nnx.Rngs(0))
-    step = {"snax": jax_step, "torch": torch_step}[system](model, audio, config, adversarial)
+    config = recipe(name)
+    step = STEP[system](*model_and_audio(config, batch), config, adversarial)
     step()
     pipe.send("ready")
     while count := pipe.recv():
@@ -94,9 +86,28 @@ def serve(system: str, case: str, pipe: Connection) -> None:
         pipe.send(statistics.median(times))
 
 
+def recipe(name: str) -> TrainConfig:
+    """Return a recipe without the replacement of dead codes, which the step in torch does not have."""
+    config = read(HERE.parent / "recipes" / f"{name}.toml")
+    return dataclasses.replace(config, dtype="float32", dead_code_threshold=0.0)
+
+
+def model_and_audio(config: TrainConfig, batch: int) -> tuple[snax.SNAC, np.ndarray]:
+    assert config.model is not None
+    samples = config.data.crop_samples(config.model)
+    speech = clip("speech_7s.wav", config.model.sampling_rate, 7)[0, 0]
+    starts = np.linspace(0, len(speech) - samples, batch).astype(int)
+    audio = np.stack([speech[start : start + samples] for start in starts])[:, None].astype(np.float32)
+    return snax.SNAC(config.model, rngs=nnx.Rngs(0)), audio
+
+
 def jax_step(model: snax.SNAC, audio: np.ndarray, config: TrainConfig, adversarial: bool) -> Callable[[], Any]:
     state = jax.jit(functools.partial(init_state, config=config))(model)
-    compiled = jax.jit(functools.partial(train_step, config=config, adversarial=adversarial), donate_argnums=0)
+    compiled = jax.jit(
+        functools.partial(train_step, config=config, adversarial=adversarial),
+        donate_argnums=0,
+        compiler_options=compiler_options(),
+    )
 
     def step() -> None:
         nonlocal state
@@ -109,6 +120,9 @@ def torch_step(model: snax.SNAC, audio: np.ndarray, config: TrainConfig, adversa
     discriminator_state = init_state(model, config).discriminator_state if adversarial else None
     trainer = Trainer(model, discriminator_state.networks if discriminator_state else None, config)
     return lambda: trainer.step(torch.tensor(audio))
+
+
+STEP = {"snax": jax_step, "torch": torch_step}
 
 
 if __name__ == "__main__":

@@ -292,7 +292,7 @@ def test_compiler_options(model: snax.SNAC, backend: str, monkeypatch: pytest.Mo
 
 def test_compiler_options_are_applied(monkeypatch: pytest.MonkeyPatch) -> None:
     """An option that XLA rejects fails outside of transformations, and is absent inside the user's own `jit`."""
-    monkeypatch.setattr(compiled, "_known_options", lambda backend: {"xla_no_such_option": 1})
+    monkeypatch.setattr(compiled, "compiler_options", lambda backend: {"xla_no_such_option": 1})
 
     class Doubling(nnx.Module):
         precision = "highest"
@@ -311,10 +311,10 @@ def test_unknown_compiler_options_are_left_out(monkeypatch: pytest.MonkeyPatch) 
     """Other versions of XLA know other options. The known ones are still applied."""
     options = {"xla_no_such_option": 1, "xla_cpu_prefer_vector_width": 512}
     monkeypatch.setitem(compiled.COMPILER_OPTIONS, "cpu", options)
-    compiled._known_options.cache_clear()
-    assert compiled._known_options("cpu") == {"xla_cpu_prefer_vector_width": 512}
-    assert compiled._known_options("tpu") == {}
-    compiled._known_options.cache_clear()
+    compiled.compiler_options.cache_clear()
+    assert compiled.compiler_options("cpu") == {"xla_cpu_prefer_vector_width": 512}
+    assert compiled.compiler_options("tpu") == {}
+    compiled.compiler_options.cache_clear()
 
 
 def test_changes_after_a_call() -> None:

@@ -47,7 +47,7 @@ def compiled(method: Callable[..., Any]) -> Callable[..., Any]:
             with jax.default_matmul_precision(model.precision):
                 return sharded(model, batched, *args)
 
-        return jax.jit(run, compiler_options=None if backend is None else _known_options(backend))
+        return jax.jit(run, compiler_options=None if backend is None else compiler_options(backend))
 
     @functools.wraps(method)
     def call(model: nnx.Module, *args: Any) -> Any:
@@ -90,8 +90,8 @@ def _flatten(model: nnx.Module) -> tuple[list[Any], jax.tree_util.PyTreeDef]:
 
 
 @functools.cache
-def _known_options(backend: str) -> dict[str, bool | int | str]:
-    """The compiler options that this version of XLA knows. It rejects others when it compiles."""
+def compiler_options(backend: str) -> dict[str, bool | int | str]:
+    """The options of this backend that this version of XLA knows. It rejects others when it compiles."""
     known = {}
     for name, value in COMPILER_OPTIONS.get(backend, {}).items():
         try:

@@ -31,7 +31,7 @@ from .config import FREE_FIELDS, ConfigError, TrainConfig, to_dict
 from .data import DataError, DecodedCorpus, crops, decode_corpus
 from .metric_writer import MetricWriter
 from .quantizer_init import fit_quantizer
-from .step import TrainState, init_state, train_step
+from .step import TrainState, compiler_options, init_state, train_step
 from .validation import validate
 
 # Evaluations during training score this many held-out clips, the first ones. `snax eval` scores all clips.
@@ -78,9 +78,11 @@ def train(config: TrainConfig, out: Path, source: str | None, decoders: int) -> 
         preservation_policy=ocp.training.preservation_policies.LatestN(2),
         cleanup_tmp_directories=True,
     )
+    options = compiler_options()
     if checkpoints.latest is None and source is None:
         audio = jax.make_array_from_process_local_data(sharded, next(batches))
-        model = _compile(jax.jit(fit_quantizer, out_shardings=replicated), model, audio)(model, audio)
+        program = jax.jit(fit_quantizer, out_shardings=replicated, compiler_options=options)
+        model = _compile(program, model, audio)(model, audio)
     state = _init_or_restore_state(checkpoints, model, config, batches, replicated)
     done = int(state.step)
     if done > config.steps:
@@ -99,7 +101,7 @@ def train(config: TrainConfig, out: Path, source: str | None, decoders: int) -> 
         audio = jax.make_array_from_process_local_data(sharded, next(batches))
         if (adversarial := done >= start_step) not in programs:
             step = functools.partial(train_step, config=config, adversarial=adversarial)
-            program = jax.jit(step, donate_argnums=0, out_shardings=replicated)
+            program = jax.jit(step, donate_argnums=0, out_shardings=replicated, compiler_options=options)
             programs[adversarial] = _compile(program, state, audio)
         state, metrics = programs[adversarial](state, audio)
         unlogged.append(metrics)

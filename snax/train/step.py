@@ -9,6 +9,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int32
 
+from ..codec import compiled
 from ..codec.layers import Context
 from ..codec.model import SNAC
 from ..codec.noise import draw_noise
@@ -50,6 +51,13 @@ class TrainState(NamedTuple):
 
 
 Metrics = dict[str, Float[Array, ""]]
+
+
+def compiler_options() -> dict[str, bool | int | str]:
+    """Return compiler options for programs of training, of JAX's default backend."""
+    options = compiled.compiler_options(jax.default_backend())
+    # Eigen's matrix products make encoding and decoding faster, but a training step slower (benchmarks/README.md).
+    return {name: value for name, value in options.items() if name != "xla_cpu_experimental_ynn_fusion_type"}
 
 
 def init_state(model: SNAC, config: TrainConfig) -> TrainState:
