@@ -23,7 +23,7 @@ from snax.extract.run import extract
 from .common import draw_weights, in_process, median_seconds, peak_gib, save, snax_model
 
 NAME = "snac_24khz"
-# Rows per batch, and the length of a row in seconds. None: the default, 25.6 s.
+# Rows per batch, and the length of a row in seconds. None: the default, 25.6 s at 24 kHz.
 ROWS: list[tuple[int, float | None]] = [(1, None), (4, None), (8, None), (16, None), (32, None), (16, 12.8), (4, 51.2)]
 PACKED_SECONDS = 4000
 CORPUS_RATE, CORPUS_SECONDS, COPIES = 16_000, 4000, 10
@@ -33,7 +33,6 @@ TRAIN_CASES = {
     "snac_24khz, 16 x 0.85 s": ("snac_24khz", 16, False),
     "snac_24khz with discriminators, 16 x 0.85 s": ("snac_24khz", 16, True),
 }
-STEPS = 5
 
 
 def scale(folder: Path) -> None:
@@ -126,7 +125,9 @@ def time_steps(system: str, case: str, dtype: str) -> dict[str, float]:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     start = time.perf_counter()
     step = train.STEP[system](model, audio, config, adversarial)
+    print(f"{system}, {case}: state after {time.perf_counter() - start:.1f} s", flush=True)
     with torch.autocast("cuda", torch.bfloat16, enabled=dtype == "bfloat16"):
         step()
         first = time.perf_counter() - start
+        print(f"{system}, {case}: first step after {first:.1f} s", flush=True)
         return {"examples per second": batch / median_seconds(step), "first step": first}

@@ -33,8 +33,6 @@ from ..codec.model import SNAC
 # The default row length, as a multiple of the context on one side. 2 % of the audio is computed twice. Rows are 25.6 s
 # long at 24 kHz. Longer rows save little. Shorter rows save less memory than the model's weights take.
 ROW_CONTEXTS = 100
-# Rows per batch and device. benchmarks/README.md has the figures, under "GPU".
-ROWS = {"gpu": 8}
 
 
 class EncodedClip(NamedTuple):
@@ -54,15 +52,15 @@ def encode_many(
 ) -> Iterator[EncodedClip]:
     """Encode clips of any length.
 
-    If `row_seconds`, `rows` and `mesh` are all None, a few clips make a smaller batch: one row that is only as long as
-    the clips, or fewer rows. Its size is rounded up, so that few sizes are compiled.
+    If `row_seconds`, `rows` and `mesh` are all None and the clips fit in one row, the row is only as long as the clips.
+    Its length is rounded up to four significant bits, so that few lengths are compiled.
 
     Args:
         model: the codec.
         clips: mono audio, (samples,) each. Read lazily, so a generator can load files.
         row_seconds: length of a row. Default: 100 times the context on one side, 25.6 s at 24 kHz. Longer rows take
             more memory. Shorter rows compute more audio twice.
-        rows: rows per batch. Default: one per device of the mesh, or eight if the devices are GPUs.
+        rows: rows per batch. Default: one per device of the mesh.
         mesh: the devices to divide the rows among, over all axes of the mesh. Default: JAX's default device.
 
     Yields:
@@ -172,14 +170,13 @@ class _Layout:
             )
         fixed = (row_seconds, rows, mesh) != (None, None, None)
         devices = 1 if mesh is None else mesh.size
-        platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-        rows = ROWS.get(platform, 1) * devices if rows is None else rows
+        rows = devices if rows is None else rows
         if rows < 1 or rows % devices:
             raise ValueError(f"`rows` (={rows}) must be a positive multiple of the number of devices, {devices}.")
         return cls(block_frames, rows, row_length, context, gap, mesh, fixed)
 
     def fit(self, clips: Iterable["_Clip"], width: int) -> tuple["_Layout", Iterable["_Clip"]]:
-        """Return a layout of a shorter row or of fewer rows, if all clips fit in it, or this layout; and the clips."""
+        """Return a layout of a single shorter row if all clips fit in it, or this layout; and the clips."""
         if self.fixed:
             return self, clips
         end, read, clips = -self.gap, list[_Clip](), iter(clips)
@@ -190,9 +187,8 @@ class _Layout:
                 return self, itertools.chain(read, clips)
         row_length = round_up(end, 1 << max(0, end.bit_length() - 4))
         if 0 < row_length < self.row_length:
-            return dataclasses.replace(self, rows=1, row_length=row_length, context=0), read
-        rows = 1 << (math.ceil(end / self.row_stride) - 1).bit_length()
-        return dataclasses.replace(self, rows=min(rows, self.rows)), read
+            return dataclasses.replace(self, row_length=row_length, context=0), read
+        return self, read
 
     def replicate(self, model: SNAC) -> SNAC:
         """Copy the model to every device of the mesh, if there is one."""
