@@ -252,5 +252,27 @@ def draw(results: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
+def flop(model: snac.SNAC, audio: torch.Tensor) -> dict[str, float]:
+    """Count the floating-point operations of the reference's convolutions and linear layers."""
+    total = 0
+
+    def count(module: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        nonlocal total
+        if isinstance(module, torch.nn.ConvTranspose1d):
+            total += 2 * inputs[0].numel() * module.out_channels // module.groups * module.kernel_size[0]
+        elif isinstance(module, torch.nn.Conv1d):
+            total += 2 * output.numel() * module.in_channels // module.groups * module.kernel_size[0]
+        elif isinstance(module, torch.nn.Linear):
+            total += 2 * output.numel() * module.in_features
+
+    hooks = [module.register_forward_hook(count) for module in model.modules()]
+    codes = Encode(model)(audio)
+    encode, total = total, 0
+    Decode(model)(*codes)
+    for hook in hooks:
+        hook.remove()
+    return {"encode": encode, "decode": total}
+
+
 if __name__ == "__main__":
     main()

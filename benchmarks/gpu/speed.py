@@ -10,11 +10,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import snac
 import torch
 
 import snax
-from benchmarks.speed import Decode, Encode, ask, worker
+from benchmarks.speed import Decode, Encode, ask, flop, worker
 from snax.codec.config import PUBLISHED_CONFIGS
 from tests.helpers.recordings import clip
 
@@ -145,28 +144,6 @@ def matmul_tflops() -> float:
     size = 8192
     a, b = (torch.randn(size, size, device="cuda") for _ in range(2))
     return 2 * size**3 / median_seconds(lambda: synchronized(a @ b)) / 1e12
-
-
-def flop(model: snac.SNAC, audio: torch.Tensor) -> dict[str, float]:
-    """Count the floating-point operations of the reference's convolutions and linear layers."""
-    total = 0
-
-    def count(module: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
-        nonlocal total
-        if isinstance(module, torch.nn.ConvTranspose1d):
-            total += 2 * inputs[0].numel() * module.out_channels // module.groups * module.kernel_size[0]
-        elif isinstance(module, torch.nn.Conv1d):
-            total += 2 * output.numel() * module.in_channels // module.groups * module.kernel_size[0]
-        elif isinstance(module, torch.nn.Linear):
-            total += 2 * output.numel() * module.in_features
-
-    hooks = [module.register_forward_hook(count) for module in model.modules()]
-    codes = Encode(model)(audio)
-    encode, total = total, 0
-    Decode(model)(*codes)
-    for hook in hooks:
-        hook.remove()
-    return {"encode": encode, "decode": total}
 
 
 def synchronized(result: Any) -> Any:
