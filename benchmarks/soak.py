@@ -91,7 +91,7 @@ def extraction(seconds: float) -> dict[str, Any]:
         corpora.tar(original / "a.tar", corpora.clips(40, seed=3))
 
         def start(corpus: Path, out: Path, count: int) -> list[Any]:
-            return jobs.start([corpus], out, folder / "model", count, clips_per_shard=250, num_workers=1)
+            return jobs.start([corpus], out, folder / "model", count, clips_per_shard=250, num_decoders=1)
 
         begin = time.monotonic()
         jobs.finish(start(original, folder / "reference", 1))

@@ -58,7 +58,7 @@ def start(corpus: Path, out: Path, count: int) -> list["subprocess.Popen[bytes]"
         free_socket.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free_socket.getsockname()[1]}"
     command = [sys.executable, "-m", "snax.cli", "extract", str(corpus), "-o", str(out), "-m", "mini_16khz"]
-    command += ["--clips-per-shard=10", "--num-workers=1"]
+    command += ["--clips-per-shard=10", "--num-decoders=1"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}  # several processes cannot share one accelerator
     hosts = []
     for i in range(count):

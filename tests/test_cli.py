@@ -234,7 +234,7 @@ def test_pipes(corpus: Path, model_folder: str) -> None:
 
 
 def test_extract_and_info(corpus: Path, tmp_path: Path, model_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
-    job = ExtractConfig([str(corpus)], out=str(tmp_path / "tokens"), model=model_folder, num_workers=1)
+    job = ExtractConfig([str(corpus)], out=str(tmp_path / "tokens"), model=model_folder, num_decoders=1)
     extract(small.model(), job)
     assert run("info", tmp_path / "tokens") == 0
     out = capsys.readouterr().out

@@ -40,7 +40,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(recordings.DATA / "speech_3s.wav", folder / "speech.wav")
     (folder / "recipes").symlink_to(ROOT / "recipes")
     inputs, out = [str(folder / "speech.wav")], str(folder / "tokens")
-    extract(small.model(), ExtractConfig(inputs, out=out, model="small", num_workers=1))
+    extract(small.model(), ExtractConfig(inputs, out=out, model="small", num_decoders=1))
     return folder
 
 

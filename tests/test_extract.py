@@ -21,7 +21,7 @@ from helpers.reference import assert_same_codes
 import snax
 from snax.data import audio
 from snax.data.corpus import CorpusError
-from snax.extract import run
+from snax.extract import worker
 from snax.extract.config import ExtractConfig
 from snax.extract.run import extract
 from snax.extract.store import StoreError
@@ -37,7 +37,7 @@ def corpus(tmp_path: Path) -> Path:
 
 
 def extract_config(out: Path, *inputs: Path, **options: Any) -> ExtractConfig:
-    options = {"clips_per_shard": 5, "num_workers": 2} | options
+    options = {"clips_per_shard": 5, "num_decoders": 2} | options
     return ExtractConfig([str(path) for path in inputs], out=str(out), model="small", **options)
 
 
@@ -223,7 +223,7 @@ def test_rejects_output_of_another_job(key: str, corpus: Path, uninterrupted: Pa
 
 def test_rejects_output_of_another_version(corpus: Path, uninterrupted: Path) -> None:
     with (
-        mock.patch.object(run.importlib.metadata, "version", return_value="9"),
+        mock.patch.object(worker.importlib.metadata, "version", return_value="9"),
         pytest.raises(StoreError, match="snax: "),
     ):
         extract(small.model(), extract_config(uninterrupted, corpus))
@@ -320,7 +320,7 @@ def test_too_many_unreadable_clips_stop_the_run(tmp_path: Path) -> None:
     clips |= {f"bad_{i}.wav": b"bad" for i in range(12)}
     corpus = corpora.folder(tmp_path / "corpus", clips)
     with pytest.raises(
-        run.TooManyUnreadableError, match=r"12 of 42 clips cannot be read, more than `max_quarantined` \(=10%\)"
+        worker.TooManyUnreadableError, match=r"12 of 42 clips cannot be read, more than `max_quarantined` \(=10%\)"
     ):
         extract(small.model(), extract_config(tmp_path / "out", corpus, clips_per_shard=100))
     assert not list((tmp_path / "out").glob("tokens-*"))
@@ -350,7 +350,7 @@ def test_rejects_empty_inputs(tmp_path: Path) -> None:
 def test_object_store(corpus: Path, uninterrupted: Path) -> None:
     memory = fsspec.filesystem("memory")
     url = "memory://bucket/out"
-    extract(small.model(), ExtractConfig([str(corpus)], out=url, model="small", clips_per_shard=5, num_workers=2))
+    extract(small.model(), ExtractConfig([str(corpus)], out=url, model="small", clips_per_shard=5, num_decoders=2))
     stored = {path.rpartition("/")[2]: memory.cat_file(path) for path in memory.glob("/bucket/out/tokens-*")}
     assert stored == {name: content for name, content in shards(uninterrupted).items() if name.startswith("tokens")}
     assert len(snax.open_tokens(url)) == 12

@@ -1,4 +1,7 @@
-"""Real processes of `snax extract`: distributed, killed, stopped, or on a full disk. All make the same shards."""
+"""Real processes of `snax extract`: several with the environment of a Slurm job, killed, stopped, or on a full disk.
+
+All make the same shards.
+"""
 
 import os
 import random
@@ -32,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(folder: Path, out: Path, processes: int = 1, devices: int = 1) -> list[subprocess.Popen[str]]:
-    return jobs.start([folder / "corpus"], out, folder / "model", processes, devices, clips_per_shard=4, num_workers=2)
+    return jobs.start([folder / "corpus"], out, folder / "model", processes, devices, clips_per_shard=4, num_decoders=2)
 
 
 @pytest.fixture(scope="module")
@@ -52,31 +55,6 @@ def test_shards_do_not_depend_on_processes_and_devices(
     assert "133 clips: 132 in 34 shard(s) of" in errors[0]
     assert errors[1:] == [""] * (processes - 1), "only process 0 writes to standard error"
     assert hashes(tmp_path / "out") == uninterrupted
-
-
-@pytest.mark.slow
-def test_joins_the_processes_of_a_slurm_job(folder: Path, uninterrupted: dict[str, str], tmp_path: Path) -> None:
-    """The processes find each other through the environment variables that Slurm sets."""
-    slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_NUM_NODES": "1"}
-    command = jobs.command([folder / "corpus"], tmp_path / "out", folder / "model", clips_per_shard=4)
-    running = [
-        jobs.run(command, **slurm, SLURM_NTASKS="2", SLURM_PROCID=str(i), SLURM_LOCALID=str(i)) for i in range(2)
-    ]
-    first, second = finish(running)
-    assert "133 clips: 132 in 34 shard(s) of" in first
-    assert second == "", "only process 0 writes to standard error"
-    assert hashes(tmp_path / "out") == uninterrupted
-
-
-@pytest.mark.parametrize("missing", ["coordinator", "num_processes", "process_id"])
-def test_rejects_incomplete_cluster_options(missing: str, folder: Path, tmp_path: Path) -> None:
-    options = {"coordinator": "127.0.0.1:1", "num_processes": 2, "process_id": 1}
-    del options[missing]
-    process = jobs.run(jobs.command([folder / "corpus"], tmp_path / "out", folder / "model", **options))
-    _, err = process.communicate()
-    assert process.returncode == 2
-    assert "be defined. Set all of --coordinator, --num-processes and --process-id, or none." in err
-    assert not (tmp_path / "out").exists()
 
 
 def committed(out: Path) -> int:

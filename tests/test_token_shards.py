@@ -34,7 +34,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
             model="small",
             clips_per_shard=7,
             tokens="shared",
-            num_workers=2,
+            num_decoders=2,
         )
         extract(small.model(), config)
     return folder / "out"

@@ -91,6 +91,18 @@ def start(config_path: Path, out: Path) -> list[subprocess.Popen[str]]:
     return jobs.launch(line, 2, 2, JAX_COMPILATION_CACHE_DIR=str(config_path.parent / "compiled"))
 
 
+@pytest.mark.parametrize("missing", ["coordinator", "num-processes", "process-id"])
+def test_rejects_incomplete_cluster_options(missing: str, config_path: Path, tmp_path: Path) -> None:
+    options = {"coordinator": "127.0.0.1:1", "num-processes": "2", "process-id": "1"}
+    del options[missing]
+    line = [sys.executable, "-m", "snax.cli", "train", str(config_path), "-o", str(tmp_path / "out")]
+    process = jobs.run([*line, *(f"--{name}={value}" for name, value in options.items())])
+    _, err = process.communicate()
+    assert process.returncode == 2
+    assert "be defined. Set all of --coordinator, --num-processes and --process-id, or none." in err
+    assert not (tmp_path / "out").exists()
+
+
 def checkpoints(out: Path) -> list[int]:
     return sorted(int(path.name) for path in (out / "checkpoints").glob("*") if path.name.isdigit())
 

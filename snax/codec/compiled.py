@@ -37,6 +37,7 @@ def compiled(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.cache
     def jitted(structure: jax.tree_util.PyTreeDef, backend: str | None) -> Any:
+        @functools.wraps(method)
         def run(variables: list[Any], batched: Any, *args: Any) -> Any:
             model = jax.tree.unflatten(structure, variables)
             sharding = jax.typeof(jax.tree.leaves(batched)[0]).sharding

@@ -139,6 +139,12 @@ def planned_clips(source: Source) -> int:
     return 1 if source.kind == "file" else source.end - source.first
 
 
+def count_clips(shards: Sequence[Sequence[Source]]) -> int | None:
+    """Return the number of clips of shards, or None if there is a tar, whose clips are not known before it is read."""
+    sources = [source for shard in shards for source in shard]
+    return None if any(source.kind == "tar" for source in sources) else sum(map(planned_clips, sources))
+
+
 def digest(shards: Sequence[Sequence[Source]]) -> str:
     """Return the SHA-256 of a plan, in hexadecimal."""
     return hashlib.sha256(json.dumps(shards).encode()).hexdigest()

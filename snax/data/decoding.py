@@ -7,6 +7,7 @@ when the parent is killed. These workers exit when the pipe to the parent closes
 import contextlib
 import errno
 import io
+import itertools
 import multiprocessing
 import multiprocessing.connection
 import signal
@@ -15,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -69,24 +70,26 @@ class DecoderPool:
         Raises:
             OSError: if reading fails for a reason other than a bad clip, such as a permission, network or disk error.
         """
-        running: deque[tuple[Tag, Future[Decoded]]] = deque()
-        for tag, content in self._read_ahead(clips):
-            running.append((tag, self._threads.submit(self._decode, content)))
-            while (
-                len(running) > self._max_ahead or sum(_buffered_bytes(future) for _, future in running) > MAX_BUFFERED
-            ):
-                tag, future = running.popleft()
-                yield tag, future.result()
+        clips, running = iter(clips), deque[tuple[Tag, Future[Decoded]]]()
+        # The next clip is read from its table or tar while the caller uses the current one.
+        next_clip: Future[tuple[Tag, Content] | None] = self._reader.submit(next, clips, None)
+        while True:
+            buffered = sum(_buffered_bytes(future) for _, future in running)
+            if len(running) <= self._max_ahead and buffered <= MAX_BUFFERED:
+                # The next clip may take long, for example if the caller waits for results before it gives more clips.
+                first: list[Future[Any]] = [future for _, future in itertools.islice(running, 1)]
+                wait([next_clip, *first], return_when=FIRST_COMPLETED)
+                if next_clip.done():
+                    clip = next_clip.result()
+                    if clip is None:
+                        break
+                    next_clip = self._reader.submit(next, clips, None)
+                    running.append((clip[0], self._threads.submit(self._decode, clip[1])))
+                    continue
+            tag, future = running.popleft()
+            yield tag, future.result()
         for tag, future in running:
             yield tag, future.result()
-
-    def _read_ahead(self, clips: Iterable[tuple[Tag, Content]]) -> Iterator[tuple[Tag, Content]]:
-        """Read the next clip from its table or tar while the caller uses the current one."""
-        clips = iter(clips)
-        next_item = self._reader.submit(next, clips, None)
-        while (item := next_item.result()) is not None:
-            next_item = self._reader.submit(next, clips, None)
-            yield item
 
     def close(self) -> None:
         """Kill the processes."""

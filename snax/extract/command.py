@@ -7,14 +7,13 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from .. import extras
-from ..options import Cluster
-from .config import ExtractConfig
+from .config import ExtractConfig, RayOptions
 
 
 def extract(
     config: ExtractConfig,
     *,
-    cluster: Cluster = Cluster(),
+    ray: RayOptions = RayOptions(),
     json_lines: Annotated[bool, Parameter(name="--json")] = False,
 ) -> int:
     """Tokenize a corpus.
@@ -23,24 +22,32 @@ def extract(
         json_lines: Print a line of JSON for each shard, and one for the totals.
     """
     try:
-        import jax
-
         from .. import compilation_cache, distributed, signals
-        from ..weights import pretrained
         from . import run
     except ImportError as error:
         raise extras.missing(error, "extract") from error
-    compilation_cache.enable()
     signals.exit_on_sigterm()
-    distributed.join(cluster.coordinator, cluster.num_processes, cluster.process_id)
 
     def report(event: dict[str, Any]) -> None:
         if json_lines:
             print(json.dumps(event), flush=True)
 
+    if ray.workers:
+        try:
+            from . import cluster
+        except ImportError as error:
+            raise extras.missing(error, "cluster") from error
+        print(_describe(cluster.extract(config, ray, report), config.out), file=sys.stderr)
+        return 0
+
+    import jax
+
+    from ..weights import pretrained
+
+    compilation_cache.enable()
+    distributed.join(None, None, None)
     with signals.exit_on_error():
-        model = pretrained.load(config.model)
-        summary = run.extract(model, config, report)
+        summary = run.extract(pretrained.load(config.model), config, report)
     if jax.process_index() == 0:
         print(_describe(summary, config.out), file=sys.stderr)
     return 0

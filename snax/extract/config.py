@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated, Literal
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
@@ -27,8 +27,8 @@ class ExtractConfig:
         max_seconds: Clips that are longer go to quarantine.
         max_quarantined: The run stops when more than this fraction of clips, and more than ten, are in quarantine.
         retry_quarantined: Write shards again that have clips in quarantine.
-        num_workers: Number of processes that read and decode audio. Default: one for each core that this process may
-            use, at most 16. A worker decodes about 1000 times real time.
+        num_decoders: Number of processes that read and decode audio. Default: one for each core that this process may
+            use, at most 16. A decoder runs at about 1000 times real time.
     """
 
     inputs: AudioInputs
@@ -41,4 +41,22 @@ class ExtractConfig:
     max_seconds: Annotated[float, Field(gt=0)] = MAX_SECONDS
     max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.1
     retry_quarantined: bool = False
-    num_workers: Annotated[int, Field(ge=1)] | None = None
+    num_decoders: Annotated[int, Field(ge=1)] | None = None
+
+
+@Parameter(name="*", group=Group("Ray cluster", help="Workers that come and go. Without these options: one process."))
+@dataclass(frozen=True, kw_only=True)
+class RayOptions:
+    """The workers of an extraction on a Ray cluster.
+
+    Args:
+        workers: Number of workers: one for each TPU host or GPU, or for each group of cores. Workers without a place
+            wait until a node joins.
+        ray_address: Address of the Ray cluster. Default: RAY_ADDRESS, or a cluster on this machine, which is started if
+            there is none.
+        worker_cpus: Number of cores of each worker. Default: an equal share.
+    """
+
+    workers: Annotated[int, Field(ge=0)] = 0
+    ray_address: str | None = None
+    worker_cpus: Annotated[int, Field(ge=1)] | None = None

@@ -2,11 +2,9 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-import jax
 from tqdm import tqdm
 
 from .store import COUNTS
@@ -16,70 +14,71 @@ _log = logging.getLogger(__name__)
 # Seconds between log lines. Lines are only logged where there is no terminal for the progress bar.
 LOG_INTERVAL_S = 10.0
 
-Item = TypeVar("Item")
+# What a worker waits for, and the time of its decoders.
+SECONDS = ("waiting for decoders", "waiting for writes", "decoding, in other processes")
+
+
+class Made(NamedTuple):
+    """A committed shard.
+
+    Attributes:
+        shard: its index in the plan.
+        counts: the counts of its sidecar, and `"quarantined"`.
+        clip_blocks: blocks (pad multiples) in its clips.
+        computed_blocks: blocks that were computed for them in packed rows.
+        seconds: for each of `SECONDS`, the seconds since the shard before it.
+    """
+
+    shard: int
+    counts: dict[str, int]
+    clip_blocks: int
+    computed_blocks: int
+    seconds: dict[str, float]
 
 
 class Progress:
-    """Counts of this process's share of the work, and the time that it spends waiting.
+    """Totals of the shards that a run makes.
 
     Args:
-        shards: number of shards that this process makes.
+        shards: number of shards to make.
         clips: number of clips in them, or None if it is not known before the archives are read.
         rate: sampling rate of the model in Hz.
         report: called with a JSON-serializable event for each shard and one at the end.
+        process: index of this process in a distributed job. Only process 0 shows progress.
     """
 
-    def __init__(self, shards: int, clips: int | None, rate: int, report: Callable[[dict[str, Any]], None]):
-        self._shards, self._rate, self._report = shards, rate, report
+    def __init__(
+        self,
+        shards: int,
+        clips: int | None,
+        rate: int,
+        report: Callable[[dict[str, Any]], None],
+        process: int = 0,
+    ):
+        self._shards, self._rate, self._report, self._process = shards, rate, report, process
         self._start = self._last_line = time.perf_counter()
         self._totals = dict.fromkeys(("shards", *COUNTS, "quarantined"), 0)
         self._clip_blocks = self._computed_blocks = 0
-        self._seconds = {"waiting for decoders": 0.0, "waiting for writes": 0.0, "decoding, in other processes": 0.0}
-        first = jax.process_index() == 0
-        self._bar = tqdm(total=clips, unit="clip", disable=None if first else True)
-        self._log_lines = first and self._bar.disable
+        self._seconds = dict.fromkeys(SECONDS, 0.0)
+        self._bar = tqdm(total=clips, unit="clip", disable=None if process == 0 else True)
+        self._log_lines = process == 0 and self._bar.disable
 
     @property
-    def clips(self) -> int:
-        """Number of clips in the shards made so far, including quarantined clips."""
-        return self._totals["clips"]
+    def seen(self) -> dict[str, int]:
+        """Number of clips in the shards made so far, and how many of them are in quarantine."""
+        return {name: self._totals[name] for name in ("clips", "quarantined")}
 
-    @property
-    def quarantined(self) -> int:
-        """Number of quarantined clips in the shards made so far."""
-        return self._totals["quarantined"]
+    def add_clips(self, count: int = 1) -> None:
+        """Move the progress bar."""
+        self._bar.update(count)
 
-    def time_decoders(self, decoded: Iterable[Item]) -> Iterator[Item]:
-        """Yield the items of `decoded` and record the time that each takes to arrive."""
-        items = iter(decoded)
-        while True:
-            start = time.perf_counter()
-            try:
-                item = next(items)
-            except StopIteration:
-                return
-            finally:
-                self._seconds["waiting for decoders"] += time.perf_counter() - start
-            yield item
-
-    def wait_for_write(self, write: Future[None]) -> None:
-        """Wait for a write and record the waiting time."""
-        start = time.perf_counter()
-        write.result()
-        self._seconds["waiting for writes"] += time.perf_counter() - start
-
-    def add_clip(self, decoding_seconds: float) -> None:
-        """Count a clip that a decoder has finished, readable or not."""
-        self._seconds["decoding, in other processes"] += decoding_seconds
-        self._bar.update()
-
-    def add_shard(self, shard: int, sidecar: dict[str, Any], clip_blocks: int, computed_blocks: int) -> None:
-        """Count a shard, the blocks (pad multiples) of its clips, and the blocks that were computed for them."""
-        counts = {key: sidecar[key] for key in COUNTS} | {"quarantined": len(sidecar["quarantined"])}
-        self._totals = {key: value + counts.get(key, 1) for key, value in self._totals.items()}
-        self._clip_blocks += clip_blocks
-        self._computed_blocks += computed_blocks
-        self._report({"event": "shard", "shard": shard, **counts})
+    def add_shard(self, made: Made) -> None:
+        """Count a committed shard."""
+        self._totals = {key: value + made.counts.get(key, 1) for key, value in self._totals.items()}
+        self._clip_blocks += made.clip_blocks
+        self._computed_blocks += made.computed_blocks
+        self._seconds = {key: value + made.seconds.get(key, 0.0) for key, value in self._seconds.items()}
+        self._report({"event": "shard", "shard": made.shard, **made.counts})
         done = self._totals["shards"]
         self._bar.set_postfix_str(f"shard {done} of {self._shards}, {self._speed:.1f} x real time")
         now = time.perf_counter()
@@ -91,16 +90,16 @@ class Progress:
                 self._shards,
                 self._speed,
                 self._hours,
-                self.quarantined,
-                self.clips,
+                self._totals["quarantined"],
+                self._totals["clips"],
             )
 
     def finish(self, totals: dict[str, Any]) -> dict[str, Any]:
-        """Report and return the totals of this process, with the `totals` of the whole extraction."""
+        """Report and return the totals of this run, with the `totals` of the whole extraction."""
         self._bar.close()
         event = {
             "event": "end",
-            "process": jax.process_index(),
+            "process": self._process,
             **self._totals,
             "hours": round(self._hours, 4),
             "x_real_time": round(self._speed, 2),

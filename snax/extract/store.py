@@ -13,6 +13,7 @@ s3://) make an object visible only after a complete upload.
 
 import hashlib
 import json
+import logging
 import posixpath
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,8 @@ from fsspec.implementations.local import LocalFileSystem
 from .. import json_text
 from ..atomic import TEMPORARY, atomic_write
 from ..data import corpus
+
+_log = logging.getLogger(__name__)
 
 SUCCESS, QUARANTINE, JOB, PLAN = "_SUCCESS", "_quarantine.jsonl", "_snax/job.json", "_snax/plan.parquet"
 
@@ -146,6 +149,26 @@ class Store:
         with ThreadPoolExecutor(16) as threads:
             sidecars = [_parse_object(content) or {} for content in threads.map(self.read, map(_sidecar_name, shards))]
         return [sidecar if _is_sidecar(sidecar) else None for sidecar in sidecars]
+
+    def attempts(self, indices: Iterable[int], shards: int, *, retry: bool) -> dict[int, int]:
+        """Return which of these shards are still to be made, each with the number of this attempt.
+
+        Args:
+            indices: indices of shards.
+            shards: the number of shards of the plan.
+            retry: make shards with clips in quarantine again.
+        """
+        attempts = {}
+        indices = list(indices)
+        for shard, sidecar in zip(indices, self.sidecars(indices), strict=True):
+            if sidecar is None:
+                attempts[shard] = 1
+            elif not self.is_whole(shard, shards, sidecar):
+                _log.warning("shard %d does not match the hash in its sidecar; it will be made again", shard)
+                attempts[shard] = sidecar["attempt"] + 1
+            elif retry and sidecar["quarantined"]:
+                attempts[shard] = sidecar["attempt"] + 1
+        return attempts
 
     def is_whole(self, shard: int, shards: int, sidecar: dict[str, Any]) -> bool:
         """Return whether a shard exists and matches the hash in its sidecar."""

@@ -1,7 +1,9 @@
 """Run `snax extract` and `snax train` as real processes."""
 
+import contextlib
 import hashlib
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -24,23 +26,33 @@ def run(line: list[str], **environment: str) -> subprocess.Popen[str]:
 def start(
     inputs: list[Path], out: Path, model: Path, processes: int = 1, devices: int = 1, **options: Any
 ) -> list[subprocess.Popen[str]]:
-    """Start the processes of one extraction, each with `devices` CPU devices."""
-    return launch(command(inputs, out, model, **options), processes, devices)
+    """Start the processes of one extraction, each with `devices` CPU devices, with the environment of a Slurm job."""
+    line, flags = command(inputs, out, model, **options), f"--xla_force_host_platform_device_count={devices}"
+    if processes == 1:
+        return [run(line, XLA_FLAGS=flags)]
+    # JAX derives the coordinator's port from the job id: https://github.com/jax-ml/jax/tree/main/jax/_src/clusters
+    slurm = {"SLURM_JOB_ID": str(_free_port(65536 - 4096) - (65536 - 4096)), "SLURM_STEP_NODELIST": "localhost"}
+    slurm |= {"SLURM_STEP_NUM_NODES": "1", "SLURM_NTASKS": str(processes)}
+    return [run(line, XLA_FLAGS=flags, **slurm, SLURM_PROCID=str(i), SLURM_LOCALID=str(i)) for i in range(processes)]
 
 
 def launch(line: list[str], processes: int, devices: int, **environment: str) -> list[subprocess.Popen[str]]:
-    """Start the processes of one distributed job, each with `devices` CPU devices."""
-    with socket.socket() as free_socket:
-        free_socket.bind(("127.0.0.1", 0))
-        port = free_socket.getsockname()[1]
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    """Start the processes of one distributed job with cluster options, each with `devices` CPU devices."""
+    port, flags = _free_port(1024), f"--xla_force_host_platform_device_count={devices}"
     cluster_options = [
         [f"--coordinator=127.0.0.1:{port}", f"--num-processes={processes}", f"--process-id={i}"]
         for i in range(processes)
     ]
-    return [
-        run(line + (options if processes > 1 else []), XLA_FLAGS=flags, **environment) for options in cluster_options
-    ]
+    return [run(line + options, XLA_FLAGS=flags, **environment) for options in cluster_options]
+
+
+def _free_port(low: int) -> int:
+    """Return a free port from `low` on."""
+    while True:
+        port = random.randint(low, 65535)
+        with socket.socket() as free_socket, contextlib.suppress(OSError):
+            free_socket.bind(("127.0.0.1", port))
+            return port
 
 
 def finish(running: list[subprocess.Popen[str]]) -> list[str]:

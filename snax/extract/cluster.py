@@ -1,0 +1,263 @@
+"""Make shards on a Ray cluster. Workers come and go; the driver hands out shards and touches no device.
+
+A worker takes two shards at a time, so that its decoders can work ahead. Audio and codes do not pass through Ray. When
+a worker is lost, the store tells which of its shards are committed, and the others are handed out again. Ray restarts
+the worker where there is room. https://docs.ray.io/en/latest/ray-core/actors.html
+"""
+
+import hashlib
+import logging
+import os
+import queue
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import ray
+from ray import ObjectRef
+from ray.exceptions import NodeDiedError, RayActorError, RayTaskError, WorkerCrashedError
+
+from ..data import corpus
+from .config import ExtractConfig, RayOptions
+from .progress import Made, Progress
+from .store import COUNTS, PLAN, SUCCESS, Store
+
+_log = logging.getLogger(__name__)
+
+SHARDS_IN_FLIGHT = 2  # per worker
+MAX_LOSSES = 3  # of one shard's worker
+# A run that has just been killed may still hold the names of its workers.
+NAME_TIMEOUT_S = 30.0
+
+_LOST = (RayActorError, WorkerCrashedError, NodeDiedError)
+
+
+class ClusterError(ValueError):
+    """The cluster cannot run the extraction."""
+
+
+class LostShardError(RuntimeError):
+    """A shard lost its worker several times, so it probably kills its workers."""
+
+
+def extract(
+    config: ExtractConfig, options: RayOptions, report: Callable[[dict[str, Any]], None] = lambda event: None
+) -> dict[str, Any]:
+    """Encode a corpus into token shards on a Ray cluster. The shards are those of `snax.extract.run.extract`.
+
+    Args:
+        config: the inputs, the output directory and the options.
+        options: the workers.
+        report: called with a JSON-serializable event for each committed shard, and with the result at the end.
+
+    Returns:
+        The totals of this run. `"total"` holds the totals of the whole extraction.
+
+    Raises:
+        ClusterError: if no worker can be used, or another extraction into this directory runs on the cluster.
+        LostShardError: if a shard loses its worker three times.
+        ValueError, OSError: as in `snax.extract.run.extract`, from the driver or from a worker.
+    """
+    ray.init(address=options.ray_address, namespace="snax", log_to_driver=False, logging_level=logging.WARNING)
+    try:
+        return _Driver(config, options, report).run()
+    except RayTaskError as error:  # a worker's own error
+        raise error.cause from None
+    finally:
+        ray.shutdown()
+
+
+class _Driver:
+    """Hands out the shards of a plan, and gives out those of a lost worker again."""
+
+    def __init__(self, config: ExtractConfig, options: RayOptions, report: Callable[[dict[str, Any]], None]):
+        self._config, self._options, self._report = config, options, report
+        self._store = Store(config.out)
+        self._workers: dict[str, Any] = {}
+        # The calls that run: the worker, and the shard that it makes or None if it starts.
+        self._calls: dict[ObjectRef[Any], tuple[str, int | None]] = {}
+        self._todo: deque[int] = deque()
+        self._losses: Counter[int] = Counter()
+
+    def run(self) -> dict[str, Any]:
+        shards = corpus.plan(self._config.inputs, self._config.clips_per_shard)
+        self._create_workers()
+        first, description = self._wait_for_first_worker()
+        job, rate = description | {"plan": corpus.digest(shards)}, description["sampling_rate"]
+        self._store.begin(shards, job)
+        attempts = self._store.attempts(range(len(shards)), len(shards), retry=self._config.retry_quarantined)
+        clips = corpus.count_clips([shards[shard] for shard in attempts])
+        progress = Progress(len(attempts), clips, rate, self._report)
+        if attempts:
+            self._store.remove(SUCCESS)
+            self._todo.extend(attempts)
+            self._assign(first, attempts, progress)
+            while self._todo or any(shard is not None for _, shard in self._calls.values()):
+                self._handle_next(attempts, len(shards), description, progress)
+        return progress.finish(self._store.finish(shards, rate))
+
+    def _create_workers(self) -> None:
+        options = dict(
+            **_resources(self._options),
+            max_restarts=-1,
+            max_task_retries=0,
+            max_concurrency=SHARDS_IN_FLIGHT + 1,
+            scheduling_strategy="SPREAD",
+        )
+        actor = ray.remote(ExtractWorker)
+        job, deadline = hashlib.sha256(self._store.url.encode()).hexdigest()[:8], time.monotonic() + NAME_TIMEOUT_S
+        while len(self._workers) < self._options.workers:
+            name = f"snax-{job}-{len(self._workers)}"
+            try:
+                self._workers[name] = actor.options(name=name, **options).remote(self._config)
+            except ValueError as error:  # the name is taken
+                if time.monotonic() > deadline:
+                    raise ClusterError(
+                        f"Another extraction into {self._store.url} runs on this Ray cluster. Wait for it, or stop it."
+                    ) from error
+                time.sleep(1)
+            else:
+                self._start(name)
+
+    def _start(self, name: str) -> None:
+        self._calls[self._workers[name].start.remote()] = name, None
+
+    def _wait_for_first_worker(self) -> tuple[str, dict[str, Any]]:
+        """Wait until a worker has loaded the model. Return its name and what its shards depend on."""
+        while True:
+            (call,), _ = ray.wait(list(self._calls))
+            name, _ = self._calls.pop(call)
+            try:
+                return name, ray.get(call)
+            except _LOST:
+                self._start(name)
+
+    def _handle_next(self, attempts: dict[int, int], count: int, expected: dict[str, Any], progress: Progress) -> None:
+        """Wait until a call ends, and give its worker new shards."""
+        (call,), _ = ray.wait(list(self._calls))
+        name, shard = self._calls.pop(call)
+        try:
+            result = ray.get(call)
+        except _LOST as error:
+            _log.warning("%s was lost and will be restarted where there is room: %s", name, _first_line(error))
+            lost = [shard, *(shard for other, shard in self._calls.values() if other == name)]
+            self._calls = {call: running for call, running in self._calls.items() if running[0] != name}
+            for shard in lost:
+                if shard is not None:
+                    self._recover(shard, count, progress)
+            self._start(name)
+            return
+        if shard is not None:
+            progress.add_clips(result.counts["clips"])
+            progress.add_shard(result)
+        elif result != expected:
+            self._refuse(name, result, expected)
+            return
+        self._assign(name, attempts, progress)
+
+    def _assign(self, name: str, attempts: dict[int, int], progress: Progress) -> None:
+        """Give a worker shards. A shard that has lost its worker is made alone, so that no other one is blamed."""
+        while self._todo:
+            own = [shard for other, shard in self._calls.values() if other == name and shard is not None]
+            if len(own) == SHARDS_IN_FLIGHT or any(self._losses[shard] for shard in own):
+                return
+            if own and self._losses[self._todo[0]]:
+                return
+            shard = self._todo.popleft()
+            call = self._workers[name].make.remote(shard, attempts[shard], progress.seen)
+            self._calls[call] = name, shard
+
+    def _recover(self, shard: int, count: int, progress: Progress) -> None:
+        """Put a shard whose worker was lost back into the queue, unless it is committed."""
+        (sidecar,) = self._store.sidecars([shard])
+        if sidecar is not None and self._store.is_whole(shard, count, sidecar):
+            counts = {key: sidecar[key] for key in COUNTS} | {"quarantined": len(sidecar["quarantined"])}
+            progress.add_clips(counts["clips"])
+            progress.add_shard(Made(shard, counts, 0, 0, {}))
+            return
+        self._losses[shard] += 1
+        if self._losses[shard] == MAX_LOSSES:
+            raise LostShardError(
+                f"Shard {shard} lost its worker {MAX_LOSSES} times. Its clips are listed in {self._store.url}/{PLAN}. "
+                "Find the clip that kills the worker, for example with this shard's clips as the only input, and leave "
+                "it out."
+            )
+        self._todo.appendleft(shard)
+
+    def _refuse(self, name: str, description: dict[str, Any], expected: dict[str, Any]) -> None:
+        """Stop using a worker whose shards would differ from those of the others."""
+        differing = [
+            f"{key} {description.get(key)!r} instead of {value!r}"
+            for key, value in expected.items()
+            if description.get(key) != value
+        ]
+        _log.error("%s is not used, because its shards would differ: %s", name, ", ".join(differing))
+        ray.kill(self._workers.pop(name))
+        if not self._workers:
+            raise ClusterError("No worker is left. Use the same hardware and versions on all nodes.")
+
+
+def _resources(options: RayOptions) -> dict[str, Any]:
+    """Return the resources of a worker: a GPU, the TPU chips of a host, or cores."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = any("GPU" in node for node in nodes)
+    chips = max((node.get("TPU", 0) for node in nodes), default=0)
+    cores = [node.get("CPU", 0) // max(1, node.get("GPU", 0)) for node in nodes if not gpus or "GPU" in node]
+    share = sum(node.get("CPU", 0) for node in nodes) // options.workers
+    cpus = options.worker_cpus or max(1, int(min(share, *cores)))
+    return {"num_cpus": cpus, "num_gpus": int(gpus), "resources": {"TPU": chips} if chips else {}}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+class ExtractWorker:
+    """The actor: makes the shards that the driver gives it."""
+
+    def __init__(self, config: ExtractConfig):
+        self._config = config
+        self._shards: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
+        self._results: dict[int, Future[Made]] = {}
+        self._lock = threading.Lock()
+        self._worker: Any = None
+
+    def start(self) -> dict[str, Any]:
+        """Load the model. Returns what the bytes of the shards depend on, other than the inputs."""
+        cpus = int(ray.get_runtime_context().get_assigned_resources()["CPU"])
+        os.environ["NPROC"] = str(cpus)  # XLA's threads. Ray does not limit a worker to its cores
+        # Python would wait at exit for the thread that waits for the next shard. Commits are atomic, so exit at once.
+        threading._register_atexit(os._exit, 0)  # type: ignore[attr-defined]  # concurrent.futures uses it as well
+        from .. import compilation_cache
+        from ..weights import pretrained
+        from .worker import Worker
+
+        compilation_cache.enable()
+        worker = Worker(pretrained.load(self._config.model), self._config, self._config.num_decoders or min(16, cpus))
+        self._worker = worker
+        return worker.description
+
+    def make(self, shard: int, attempt: int, seen: dict[str, int]) -> Made:
+        """Make a shard. Returns when it is committed."""
+        with self._lock:
+            if not self._results:
+                threading.Thread(target=self._run, daemon=True).start()
+            self._worker.seen = Counter(seen)
+            result = self._results[shard] = Future[Made]()
+        self._shards.put((shard, attempt))
+        return result.result()
+
+    def _run(self) -> None:
+        """Make shards until the process ends."""
+        try:
+            plan = Store(self._config.out).join(self._worker.made_with)
+            self._worker.make(
+                plan, iter(self._shards.get, None), lambda made: self._results[made.shard].set_result(made)
+            )
+        except BaseException as error:
+            for result in self._results.values():
+                if not result.done():
+                    result.set_exception(error)

@@ -1,0 +1,238 @@
+"""`snax extract` on real Ray clusters of several nodes on this machine. Nodes, workers, driver and head are killed."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from helpers import corpora, jobs, small
+from helpers.jobs import finish, hashes
+from ray.cluster_utils import Cluster
+
+import snax
+from snax.extract import cluster as driver
+from snax.extract.config import ExtractConfig, RayOptions
+
+pytestmark = [
+    pytest.mark.slow,
+    # Ray starts its processes with fork. They replace themselves at once, so JAX's threads do not matter.
+    pytest.mark.filterwarnings("ignore:os.fork"),
+]
+
+SHARDS = 33  # of at most four clips each; the tar is one shard
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model and a corpus: 121 files, a table of six rows and a tar."""
+    folder = tmp_path_factory.mktemp("cluster")
+    snax.save(small.model(), folder / "model")
+    clips = corpora.clips(120, seed=1)
+    clips["bad.wav"] = b"bad"
+    corpora.folder(folder / "corpus", clips)
+    corpora.table(folder / "corpus" / "a.parquet", corpora.clips(6, seed=2))
+    corpora.tar(folder / "corpus" / "a.tar", corpora.clips(6, seed=3))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def in_process(folder: Path) -> dict[str, str]:
+    finish([jobs.run(command(folder, folder / "in process"))])
+    return hashes(folder / "in process")
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A cluster whose head has no cores."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    yield cluster
+    cluster.shutdown()
+    wait_until(lambda: not worker_pids(), "a worker or decoder is still running")
+
+
+def command(folder: Path, out: Path, **options: Any) -> list[str]:
+    return jobs.command([folder / "corpus"], out, folder / "model", clips_per_shard=4, num_decoders=1, **options)
+
+
+def start(folder: Path, out: Path, cluster: Cluster, workers: int) -> "subprocess.Popen[str]":
+    """Start the driver. It would fail if it used a device."""
+    line = command(folder, out, workers=workers, ray_address=cluster.address, worker_cpus=1)
+    return jobs.run(line, JAX_PLATFORMS="none")
+
+
+def committed(out: Path) -> int:
+    return len(list(out.glob("_snax/0*.json")))
+
+
+def worker_pids() -> list[int]:
+    """Return the processes of workers and decoders."""
+    pids = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if b"ray::ExtractWorker" in line or b"snax.data.decoding" in line:
+            pids.append(int(entry.name))
+    return pids
+
+
+def workers() -> list[int]:
+    return [pid for pid in worker_pids() if b"ray::" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def wait_until(condition: Any, message: str, timeout: float = 60) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, message
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_shards_equal_those_of_one_process(
+    count: int, folder: Path, in_process: dict[str, str], tmp_path: Path, cluster: Cluster
+) -> None:
+    for _ in range(count):
+        cluster.add_node(num_cpus=1)
+    (err,) = finish([start(folder, tmp_path / "out", cluster, count)])
+    assert "133 clips: 132 in 34 shard(s) of" in err
+    assert "1 in quarantine" in err
+    assert hashes(tmp_path / "out") == in_process
+
+
+def test_workers_and_nodes_come_and_go(
+    folder: Path, in_process: dict[str, str], tmp_path: Path, cluster: Cluster
+) -> None:
+    """One worker is killed, then a node; a node joins. The run goes on, and every shard is that of one process."""
+    out, rng = tmp_path / "out", random.Random(0)
+    cluster.add_node(num_cpus=1)
+    lost_node = cluster.add_node(num_cpus=1)
+    process = start(folder, out, cluster, 3)
+    wait_until(lambda: committed(out) > 2, "nothing was committed")
+    os.kill(rng.choice(workers()), signal.SIGKILL)
+    wait_until(lambda: committed(out) > 6, "nothing was committed after a worker was killed")
+    cluster.remove_node(lost_node, allow_graceful=False)
+    cluster.add_node(num_cpus=1)
+    assert process.poll() is None, "the run ended before the node was removed"
+    (err,) = finish([process])
+    assert "was lost and will be restarted" in err
+    assert hashes(out) == in_process
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_resumes_after_the_driver_is_stopped(
+    number: signal.Signals, folder: Path, in_process: dict[str, str], tmp_path: Path, cluster: Cluster
+) -> None:
+    out = tmp_path / "out"
+    cluster.add_node(num_cpus=2)
+    process = start(folder, out, cluster, 2)
+    wait_until(lambda: committed(out) > 2, "nothing was committed")
+    process.send_signal(number)
+    process.communicate(timeout=10)
+    assert process.returncode == (75 if number == signal.SIGTERM else -number)
+    wait_until(lambda: not worker_pids(), "a worker or decoder outlives the driver")
+    assert committed(out) < SHARDS
+    finish([start(folder, out, cluster, 2)])
+    assert hashes(out) == in_process
+
+
+def test_resumes_after_the_head_is_killed(folder: Path, tmp_path: Path) -> None:
+    """The bundled model takes several seconds, in which the driver and the workers notice it."""
+    uninterrupted, out = tmp_path / "uninterrupted", tmp_path / "out"
+
+    def line(out: Path, **options: Any) -> list[str]:
+        return jobs.command([folder / "corpus"], out, Path("mini_16khz"), clips_per_shard=4, num_decoders=1, **options)
+
+    finish([jobs.run(line(uninterrupted))])
+    process = jobs.run(line(out, workers=2))  # starts a cluster on this machine
+    wait_until(lambda: committed(out) > 2, "nothing was committed")
+    subprocess.run(["pkill", "-KILL", "-s", str(process.pid), "gcs_server|raylet"], check=True)
+    process.communicate(timeout=120)
+    assert process.returncode not in (0, None)
+    wait_until(lambda: not worker_pids(), "a worker or decoder outlives the head")
+    assert committed(out) < SHARDS
+    finish([jobs.run(line(out, workers=2))])
+    assert hashes(out) == hashes(uninterrupted)
+
+
+def options(cluster: Cluster, workers: int) -> RayOptions:
+    return RayOptions(workers=workers, ray_address=cluster.address, worker_cpus=1)
+
+
+def config(folder: Path, out: Path) -> ExtractConfig:
+    return ExtractConfig(
+        [str(folder / "corpus")], out=str(out), model=str(folder / "model"), clips_per_shard=4, num_decoders=1
+    )
+
+
+def test_names_the_shard_that_kills_its_workers(
+    folder: Path, tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Poisoned(driver.ExtractWorker):
+        def make(self, shard: int, attempt: int, seen: dict[str, int]) -> driver.Made:
+            if shard == 5:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().make(shard, attempt, seen)
+
+    monkeypatch.setattr(driver, "ExtractWorker", Poisoned)
+    cluster.add_node(num_cpus=2)
+    with pytest.raises(driver.LostShardError, match="Shard 5 lost its worker 3 times"):
+        driver.extract(config(folder, tmp_path / "out"), options(cluster, 2))
+
+
+def test_refuses_a_worker_whose_shards_would_differ(
+    folder: Path,
+    in_process: dict[str, str],
+    tmp_path: Path,
+    cluster: Cluster,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Other(driver.ExtractWorker):
+        def start(self) -> dict[str, Any]:
+            description = super().start()
+            if ray.get_runtime_context().get_actor_name().endswith("-1"):
+                time.sleep(1)  # the first worker that starts decides
+                return description | {"jaxlib": "0.0.1"}
+            return description
+
+    monkeypatch.setattr(driver, "ExtractWorker", Other)
+    cluster.add_node(num_cpus=2)
+    driver.extract(config(folder, tmp_path / "out"), options(cluster, 2))
+    assert "-1 is not used, because its shards would differ: jaxlib '0.0.1' instead of" in caplog.text
+    assert hashes(tmp_path / "out") == in_process
+
+
+def test_refuses_a_second_driver(
+    folder: Path, tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "NAME_TIMEOUT_S", 1)
+    first = start(folder, tmp_path / "out", cluster, 1)  # waits for a node
+    wait_until(lambda: first.poll() is not None or names(cluster), "no worker was requested")
+    with pytest.raises(driver.ClusterError, match="Another extraction into .* runs on this Ray cluster"):
+        driver.extract(config(folder, tmp_path / "out"), options(cluster, 1))
+    first.kill()
+    first.communicate()
+
+
+def names(cluster: Cluster) -> list[str]:
+    ray.init(address=cluster.address, namespace="snax")
+    try:
+        return [name for name in ray.util.list_named_actors() if name.startswith("snax-")]
+    finally:
+        ray.shutdown()
+
+
+def test_stops_with_the_error_of_a_worker(folder: Path, tmp_path: Path, cluster: Cluster) -> None:
+    cluster.add_node(num_cpus=1)
+    missing = ExtractConfig([str(folder / "corpus")], out=str(tmp_path / "out"), model=str(folder / "missing"))
+    with pytest.raises((ValueError, OSError), match="missing"):
+        driver.extract(missing, options(cluster, 1))
