@@ -26,11 +26,13 @@ SHOWN = {
     "batch": ["guit_em9.flac", "speech_7s.wav", "decoded to 113600 samples"],
     "language_model": ["Orpheus ids:       [128257, ", "<custom_token_", " s, 4 tokens of an incomplete group"],
     "long_file": ["600 s of audio", "x real time"],
-    "pod": ["killed: ", "restarted: 20 of 20 shards are complete", "process: the same bytes"],
+    "cluster": ["killed a node: ", "a node joined: 20 of 20 shards are complete", "process: the same bytes"],
     "stream": ["frame 0: 0 samples", "largest difference from decoding all codes at once: "],
 }
 
 
+# Ray starts its processes with fork. They replace themselves at once, so JAX's threads do not matter.
+@pytest.mark.filterwarnings("ignore:os.fork")
 @pytest.mark.usefixtures("optax_mixes")
 @pytest.mark.parametrize("name", SHOWN)
 def test_example(
@@ -42,7 +44,7 @@ def test_example(
     example = importlib.import_module(name)
     if name == "finetune":  # the model that comes with snax, and the fewest steps
         monkeypatch.setattr(example, "STEPS", 2)
-    elif name != "pod":  # which has processes of its own
+    elif name != "cluster":  # which has processes of its own
         monkeypatch.setattr(example, "load", lambda: (MODELS.get(name, small.model()), "small"))
     example.main()
     out = capsys.readouterr().out

@@ -64,13 +64,27 @@ def _extraction_facts(folder: Path) -> list[tuple[str, Any]]:
             totals = dict(json_text.parse((folder / "_SUCCESS").read_bytes()))
             totals["shards"] = len(totals["shards"])
         except FileNotFoundError:
-            shards = len(list(folder.glob("tokens-*.parquet")))
-            totals = {"finished": f"no: {shards} shards so far; run `snax extract` again to resume"}
+            totals = _unfinished_totals(folder, int(made_with["sampling_rate"]))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the metadata of the extraction in {folder} is corrupt: {error}") from None
     if "tokens" in totals:
         totals["codes"] = totals.pop("tokens")  # in `made_with`, `tokens` is the layout of the column of tokens
     return [*totals.items(), *made_with.items()]
+
+
+def _unfinished_totals(folder: Path, rate: int) -> dict[str, Any]:
+    """Return the totals of the shards that are committed so far."""
+    sidecars = [dict(json_text.parse(path.read_bytes())) for path in folder.glob("_snax/[0-9]*.json")]
+    names = sorted(path.stem for path in folder.glob("tokens-*-of-*.parquet"))
+    planned = f" of {int(names[0].rpartition('-')[2])}" if names else ""
+    finished = f"no: {len(sidecars)}{planned} shards so far; if it does not run, `snax extract` resumes it"
+    totals = {name: sum(sidecar[name] for sidecar in sidecars) for name in ("clips", "committed", "rows", "tokens")}
+    return {
+        "finished": finished,
+        **totals,
+        "hours": sum(sidecar["samples"] for sidecar in sidecars) / rate / 3600,
+        "quarantined": sum(len(sidecar["quarantined"]) for sidecar in sidecars),
+    }
 
 
 def _config_facts(config: SNACConfig) -> list[tuple[str, Any]]:
