@@ -106,7 +106,7 @@ def jax_step(model: snax.SNAC, audio: np.ndarray, config: TrainConfig, adversari
     compiled = jax.jit(
         functools.partial(train_step, config=config, adversarial=adversarial),
         donate_argnums=0,
-        compiler_options=compiler_options(),
+        compiler_options=compiler_options(adversarial),
     )
 
     def step() -> None:

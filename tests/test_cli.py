@@ -250,7 +250,10 @@ def test_extract_and_info(corpus: Path, tmp_path: Path, model_folder: str, capsy
         assert fact in out
     (tmp_path / "tokens" / "_SUCCESS").unlink()
     assert run("info", tmp_path / "tokens") == 0
-    assert "finished          no: 1 of 1 shards so far; if it does not run, `snax extract` resumes it" in capsys.readouterr().out
+    assert (
+        "finished          no: 1 of 1 shards so far; if it does not run, `snax extract` resumes it"
+        in capsys.readouterr().out
+    )
 
 
 def test_info(corpus: Path, model_folder: str, capsys: pytest.CaptureFixture[str]) -> None:

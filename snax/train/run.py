@@ -78,10 +78,9 @@ def train(config: TrainConfig, out: Path, source: str | None, decoders: int) -> 
         preservation_policy=ocp.training.preservation_policies.LatestN(2),
         cleanup_tmp_directories=True,
     )
-    options = compiler_options()
     if checkpoints.latest is None and source is None:
         audio = jax.make_array_from_process_local_data(sharded, next(batches))
-        program = jax.jit(fit_quantizer, out_shardings=replicated, compiler_options=options)
+        program = jax.jit(fit_quantizer, out_shardings=replicated, compiler_options=compiler_options(False))
         model = _compile(program, model, audio)(model, audio)
     state = _init_or_restore_state(checkpoints, model, config, batches, replicated)
     done = int(state.step)
@@ -101,6 +100,7 @@ def train(config: TrainConfig, out: Path, source: str | None, decoders: int) -> 
         audio = jax.make_array_from_process_local_data(sharded, next(batches))
         if (adversarial := done >= start_step) not in programs:
             step = functools.partial(train_step, config=config, adversarial=adversarial)
+            options = compiler_options(adversarial)
             program = jax.jit(step, donate_argnums=0, out_shardings=replicated, compiler_options=options)
             programs[adversarial] = _compile(program, state, audio)
         state, metrics = programs[adversarial](state, audio)

@@ -53,11 +53,14 @@ class TrainState(NamedTuple):
 Metrics = dict[str, Float[Array, ""]]
 
 
-def compiler_options() -> dict[str, bool | int | str]:
-    """Return compiler options for programs of training, of JAX's default backend."""
+def compiler_options(adversarial: bool) -> dict[str, bool | int | str]:
+    """Return compiler options for a program of training on JAX's default backend.
+
+    Eigen makes the discriminators' convolutions faster than YNNPACK does, but the codec's gradients slower
+    (benchmarks/README.md, "Training").
+    """
     options = compiled.compiler_options(jax.default_backend())
-    # Eigen's matrix products make encoding and decoding faster, but a training step slower (benchmarks/README.md).
-    return {name: value for name, value in options.items() if name != "xla_cpu_experimental_ynn_fusion_type"}
+    return {name: value for name, value in options.items() if adversarial or "ynn" not in name}
 
 
 def init_state(model: SNAC, config: TrainConfig) -> TrainState:
