@@ -10,6 +10,7 @@ import hypothesis
 import jax
 import jaxtyping
 import pytest
+from filelock import FileLock
 
 # A deadline of ten seconds detects hangs. It does not measure speed.
 suppressed_checks = [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture]
@@ -43,6 +44,13 @@ def release_memory() -> Iterator[None]:
     gc.collect()
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)  # return about 900 MB that the compiler freed to the system
+
+
+@pytest.fixture
+def one_ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let one test at a time use Ray. A driver without an address joins any cluster that runs on the machine."""
+    with FileLock(tmp_path_factory.getbasetemp().parent / "ray.lock"):
+        yield
 
 
 @pytest.fixture

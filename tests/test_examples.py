@@ -36,8 +36,14 @@ SHOWN = {
 @pytest.mark.usefixtures("optax_mixes")
 @pytest.mark.parametrize("name", SHOWN)
 def test_example(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
+    if name == "cluster":
+        request.getfixturevalue("one_ray_cluster")
     monkeypatch.syspath_prepend(EXAMPLES)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [name, *ARGUMENTS.get(name, [])])

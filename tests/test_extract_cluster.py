@@ -21,11 +21,12 @@ from snax.extract.config import ExtractConfig, RayOptions
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.usefixtures("one_ray_cluster"),
     # Ray starts its processes with fork. They replace themselves at once, so JAX's threads do not matter.
     pytest.mark.filterwarnings("ignore:os.fork"),
 ]
 
-SHARDS = 33  # of at most four clips each; the tar is one shard
+SHARDS = 34  # of at most four clips each; the tar is one shard
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def in_process(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+def cluster(one_ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A cluster whose head has no cores."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
@@ -73,14 +74,14 @@ def committed(out: Path) -> int:
 
 
 def worker_pids() -> list[int]:
-    """Return the processes of workers and decoders."""
+    """Return the processes of workers and of their decoders."""
     pids = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            line = (entry / "cmdline").read_bytes()
+            line, environment = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
         except OSError:
             continue
-        if b"ray::ExtractWorker" in line or b"snax.data.decoding" in line:
+        if b"RAY_RAYLET_PID=" in environment and (b"ray::ExtractWorker" in line or b"snax.data.decoding" in line):
             pids.append(int(entry.name))
     return pids
 
@@ -144,8 +145,8 @@ def test_resumes_after_the_driver_is_stopped(
     assert hashes(out) == in_process
 
 
-def test_resumes_after_the_head_is_killed(folder: Path, tmp_path: Path) -> None:
-    """The bundled model takes several seconds, in which the driver and the workers notice it."""
+def test_loses_nothing_when_the_head_is_killed(folder: Path, tmp_path: Path) -> None:
+    """Driver and workers need some time to notice it, so they may end well. Otherwise the same command resumes."""
     uninterrupted, out = tmp_path / "uninterrupted", tmp_path / "out"
 
     def line(out: Path, **options: Any) -> list[str]:
@@ -156,10 +157,10 @@ def test_resumes_after_the_head_is_killed(folder: Path, tmp_path: Path) -> None:
     wait_until(lambda: committed(out) > 2, "nothing was committed")
     subprocess.run(["pkill", "-KILL", "-s", str(process.pid), "gcs_server|raylet"], check=True)
     process.communicate(timeout=120)
-    assert process.returncode not in (0, None)
     wait_until(lambda: not worker_pids(), "a worker or decoder outlives the head")
-    assert committed(out) < SHARDS
-    finish([jobs.run(line(out, workers=2))])
+    assert (process.returncode == 0) == (out / "_SUCCESS").exists()
+    if process.returncode:
+        finish([jobs.run(line(out, workers=2))])
     assert hashes(out) == hashes(uninterrupted)
 
 
@@ -186,6 +187,34 @@ def test_names_the_shard_that_kills_its_workers(
     cluster.add_node(num_cpus=2)
     with pytest.raises(driver.LostShardError, match="Shard 5 lost its worker 3 times"):
         driver.extract(config(folder, tmp_path / "out"), options(cluster, 2))
+
+
+def test_a_worker_takes_over_when_it_has_no_shards_of_its_own(
+    folder: Path, in_process: dict[str, str], tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One worker is lost after the other has made all other shards, and does not come back."""
+    out, lost = tmp_path / "out", tmp_path / "lost"
+
+    class LostLate(driver.ExtractWorker):
+        def start(self) -> dict[str, Any]:
+            if lost.exists():
+                time.sleep(3600)
+            return super().start()
+
+        def make(self, shard: int, attempt: int, seen: dict[str, int]) -> driver.Made:
+            if ray.get_runtime_context().get_actor_name().endswith("-1"):
+                while len(list(out.glob("_snax/0*.json"))) < 32:
+                    time.sleep(0.1)
+                time.sleep(1)
+                lost.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().make(shard, attempt, seen)
+
+    monkeypatch.setattr(driver, "ExtractWorker", LostLate)
+    cluster.add_node(num_cpus=2)
+    driver.extract(config(folder, out), options(cluster, 2))
+    assert lost.exists()
+    assert hashes(out) == in_process
 
 
 def test_refuses_a_worker_whose_shards_would_differ(

@@ -57,6 +57,16 @@ def test_shards_do_not_depend_on_processes_and_devices(
     assert hashes(tmp_path / "out") == uninterrupted
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="`taskset` sets the cores of a process on Linux only")
+def test_shards_do_not_depend_on_cores(folder: Path, tmp_path: Path) -> None:
+    """The bundled model has wide layers. Eigen's products of such layers depend on the number of threads."""
+    for name, cores in (("one", "0"), ("all", ",".join(map(str, os.sched_getaffinity(0))))):
+        line = jobs.command([folder / "corpus"], tmp_path / name, Path("mini_16khz"), clips_per_shard=4, num_decoders=1)
+        finish([jobs.run(["taskset", "-c", cores, *line])])
+    assert hashes(tmp_path / "one") == hashes(tmp_path / "all")
+
+
 def committed(out: Path) -> int:
     """Return the number of committed shards."""
     return len(list(out.glob("_snax/0*.json")))

@@ -16,8 +16,6 @@ COMPILER_OPTIONS: dict[str, dict[str, bool | int | str]] = {
     "cpu": {
         # XLA uses vectors of 256 bits by default, even if the processor has 512.
         "xla_cpu_prefer_vector_width": 512,
-        # Eigen instead of YNNPACK for matrix products.
-        "xla_cpu_experimental_ynn_fusion_type": "",
     },
     # Without this option XLA autotunes dozens of Triton kernels for each float32 matmul: half a minute for a codec.
     "gpu": {"xla_gpu_enable_triton_gemm": False},
@@ -90,14 +88,16 @@ def _flatten(model: nnx.Module) -> tuple[list[Any], jax.tree_util.PyTreeDef]:
     return jax.tree.flatten(model, is_leaf=lambda node: isinstance(node, nnx.Variable))
 
 
-@functools.cache
 def compiler_options(backend: str) -> dict[str, bool | int | str]:
     """The options of this backend that this version of XLA knows. It rejects others when it compiles."""
-    known = {}
-    for name, value in COMPILER_OPTIONS.get(backend, {}).items():
-        try:
-            jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
-        except jax.errors.JaxRuntimeError:
-            continue
-        known[name] = value
-    return known
+    return {name: value for name, value in COMPILER_OPTIONS.get(backend, {}).items() if is_known(name, value)}
+
+
+@functools.cache
+def is_known(name: str, value: bool | int | str) -> bool:
+    """Return whether this version of XLA knows a compiler option."""
+    try:
+        jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True

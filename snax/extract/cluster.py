@@ -79,13 +79,14 @@ class _Driver:
         self._workers: dict[str, Any] = {}
         # The calls that run: the worker, and the shard that it makes or None if it starts.
         self._calls: dict[ObjectRef[Any], tuple[str, int | None]] = {}
+        self._started: list[str] = []
         self._todo: deque[int] = deque()
         self._losses: Counter[int] = Counter()
 
     def run(self) -> dict[str, Any]:
         shards = corpus.plan(self._config.inputs, self._config.clips_per_shard)
         self._create_workers()
-        first, description = self._wait_for_first_worker()
+        description = self._wait_for_first_worker()
         job, rate = description | {"plan": corpus.digest(shards)}, description["sampling_rate"]
         self._store.begin(shards, job)
         attempts = self._store.attempts(range(len(shards)), len(shards), retry=self._config.retry_quarantined)
@@ -94,9 +95,10 @@ class _Driver:
         if attempts:
             self._store.remove(SUCCESS)
             self._todo.extend(attempts)
-            self._assign(first, attempts, progress)
+            self._assign(attempts, progress)
             while self._todo or any(shard is not None for _, shard in self._calls.values()):
-                self._handle_next(attempts, len(shards), description, progress)
+                self._handle_next(len(shards), description, progress)
+                self._assign(attempts, progress)
         return progress.finish(self._store.finish(shards, rate))
 
     def _create_workers(self) -> None:
@@ -125,50 +127,62 @@ class _Driver:
     def _start(self, name: str) -> None:
         self._calls[self._workers[name].start.remote()] = name, None
 
-    def _wait_for_first_worker(self) -> tuple[str, dict[str, Any]]:
-        """Wait until a worker has loaded the model. Return its name and what its shards depend on."""
+    def _wait_for_first_worker(self) -> dict[str, Any]:
+        """Wait until a worker has loaded the model. Return what its shards depend on."""
         while True:
             (call,), _ = ray.wait(list(self._calls))
             name, _ = self._calls.pop(call)
             try:
-                return name, ray.get(call)
-            except _LOST:
-                self._start(name)
+                description: dict[str, Any] = ray.get(call)
+            except _LOST as error:
+                self._restart(name, error)
+            else:
+                self._started.append(name)
+                return description
 
-    def _handle_next(self, attempts: dict[int, int], count: int, expected: dict[str, Any], progress: Progress) -> None:
-        """Wait until a call ends, and give its worker new shards."""
+    def _handle_next(self, count: int, expected: dict[str, Any], progress: Progress) -> None:
+        """Wait until a call ends. `count` is the number of shards, and `expected` the description of every worker."""
         (call,), _ = ray.wait(list(self._calls))
         name, shard = self._calls.pop(call)
         try:
             result = ray.get(call)
         except _LOST as error:
-            _log.warning("%s was lost and will be restarted where there is room: %s", name, _first_line(error))
             lost = [shard, *(shard for other, shard in self._calls.values() if other == name)]
             self._calls = {call: running for call, running in self._calls.items() if running[0] != name}
+            self._restart(name, error)
             for shard in lost:
                 if shard is not None:
                     self._recover(shard, count, progress)
-            self._start(name)
             return
         if shard is not None:
             progress.add_clips(result.counts["clips"])
             progress.add_shard(result)
-        elif result != expected:
+        elif result == expected:
+            self._started.append(name)
+        else:
             self._refuse(name, result, expected)
-            return
-        self._assign(name, attempts, progress)
 
-    def _assign(self, name: str, attempts: dict[int, int], progress: Progress) -> None:
-        """Give a worker shards. A shard that has lost its worker is made alone, so that no other one is blamed."""
-        while self._todo:
-            own = [shard for other, shard in self._calls.values() if other == name and shard is not None]
-            if len(own) == SHARDS_IN_FLIGHT or any(self._losses[shard] for shard in own):
-                return
-            if own and self._losses[self._todo[0]]:
-                return
-            shard = self._todo.popleft()
-            call = self._workers[name].make.remote(shard, attempts[shard], progress.seen)
-            self._calls[call] = name, shard
+    def _restart(self, name: str, error: Exception) -> None:
+        """Wait for a lost worker, which Ray restarts where there is room."""
+        if name in self._started:
+            _log.warning("%s was lost and will be restarted where there is room: %s", name, _first_line(error))
+            self._started.remove(name)
+        else:
+            time.sleep(1)  # it was lost while it started; a call to a worker that is not back yet fails at once
+        self._start(name)
+
+    def _assign(self, attempts: dict[int, int], progress: Progress) -> None:
+        """Give shards to all workers that have started and can take more."""
+        for name in self._started:
+            while self._todo and self._can_take(name, self._todo[0]):
+                shard = self._todo.popleft()
+                call = self._workers[name].make.remote(shard, attempts[shard], progress.seen)
+                self._calls[call] = name, shard
+
+    def _can_take(self, name: str, shard: int) -> bool:
+        """A shard that has lost its worker is made alone, so that no other one is blamed if it happens again."""
+        own = [own for other, own in self._calls.values() if other == name and own is not None]
+        return len(own) < SHARDS_IN_FLIGHT and not (own and any(self._losses[x] for x in [shard, *own]))
 
     def _recover(self, shard: int, count: int, progress: Progress) -> None:
         """Put a shard whose worker was lost back into the queue, unless it is committed."""

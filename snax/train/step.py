@@ -54,13 +54,14 @@ Metrics = dict[str, Float[Array, ""]]
 
 
 def compiler_options(adversarial: bool) -> dict[str, bool | int | str]:
-    """Return compiler options for a program of training on JAX's default backend.
-
-    Eigen makes the discriminators' convolutions faster than YNNPACK does, but the codec's gradients slower
-    (benchmarks/README.md, "Training").
-    """
+    """Return compiler options for a program of training on JAX's default backend."""
     options = compiled.compiler_options(jax.default_backend())
-    return {name: value for name, value in options.items() if adversarial or "ynn" not in name}
+    # Eigen makes the discriminators' convolutions faster than YNNPACK does, but the codec's gradients slower
+    # (benchmarks/README.md, "Training").
+    eigen = ("xla_cpu_experimental_ynn_fusion_type", "")
+    if adversarial and jax.default_backend() == "cpu" and compiled.is_known(*eigen):
+        options |= [eigen]
+    return options
 
 
 def init_state(model: SNAC, config: TrainConfig) -> TrainState:
