@@ -126,8 +126,10 @@ def documented_commands() -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("page", documented_commands())
-def test_documented_commands(all_extras: Path, page: str, tmp_path: Path) -> None:
+def test_documented_commands(all_extras: Path, page: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Every `snax` command of a page runs as written, with a small model under the published name."""
+    if page == "pods":
+        request.getfixturevalue("one_ray_cluster")
     cache = tmp_path / "hub"
     published = pretrained.PUBLISHED["snac_24khz"]
     folder = cached_assets_path("snax", published.repo_id, published.revision, assets_dir=cache / "assets")
