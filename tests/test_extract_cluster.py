@@ -26,19 +26,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:os.fork"),
 ]
 
-SHARDS = 34  # of at most four clips each; the tar is one shard
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model and a corpus: 121 files, a table of six rows and a tar."""
+    """A folder with a model and a corpus."""
     folder = tmp_path_factory.mktemp("cluster")
     snax.save(small.model(), folder / "model")
-    clips = corpora.clips(120, seed=1)
-    clips["bad.wav"] = b"bad"
-    corpora.folder(folder / "corpus", clips)
-    corpora.table(folder / "corpus" / "a.parquet", corpora.clips(6, seed=2))
-    corpora.tar(folder / "corpus" / "a.tar", corpora.clips(6, seed=3))
+    corpora.mixed(folder / "corpus")
     return folder
 
 
@@ -140,7 +134,7 @@ def test_resumes_after_the_driver_is_stopped(
     process.communicate(timeout=10)
     assert process.returncode == (75 if number == signal.SIGTERM else -number)
     wait_until(lambda: not worker_pids(), "a worker or decoder outlives the driver")
-    assert committed(out) < SHARDS
+    assert committed(out) < corpora.MIXED_SHARDS
     finish([start(folder, out, cluster, 2)])
     assert hashes(out) == in_process
 

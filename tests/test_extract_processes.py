@@ -18,19 +18,13 @@ from helpers.jobs import finish, hashes
 
 import snax
 
-SHARDS = 34  # of at most four clips each; the tar is one shard
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model and a corpus: 121 files, a table of six rows and a tar."""
+    """A folder with a model and a corpus."""
     folder = tmp_path_factory.mktemp("extract")
     snax.save(small.model(), folder / "model")
-    clips = corpora.clips(120, seed=1)
-    clips["bad.wav"] = b"bad"
-    corpora.folder(folder / "corpus", clips)
-    corpora.table(folder / "corpus" / "a.parquet", corpora.clips(6, seed=2))
-    corpora.tar(folder / "corpus" / "a.tar", corpora.clips(6, seed=3))
+    corpora.mixed(folder / "corpus")
     return folder
 
 
@@ -117,7 +111,7 @@ def test_resumes_after_kill_with_any_number_of_processes(
         kill(running)
         assert_all_gone(running)
         counts.append(committed(out))
-    assert 0 < counts[-1] < SHARDS, f"the kills came too early or too late for the test: {counts} shards"
+    assert 0 < counts[-1] < corpora.MIXED_SHARDS, f"the kills came too early or too late for the test: {counts} shards"
     assert not (out / "_SUCCESS").exists()
     finish(start(folder, out, 2))
     assert hashes(out) == uninterrupted
@@ -135,7 +129,7 @@ def test_resumes_after_one_of_two_processes_is_killed(
     assert second.wait(timeout=60) != 0, "a process must fail when another has died"
     kill(running)
     assert_all_gone(running)
-    assert 4 <= committed(out) < SHARDS
+    assert 4 <= committed(out) < corpora.MIXED_SHARDS
     finish(start(folder, out, 2))
     assert hashes(out) == uninterrupted
 

@@ -47,6 +47,17 @@ def clips(count: int, seed: int = 0) -> dict[str, bytes]:
     }
 
 
+MIXED_SHARDS = 34  # of `mixed`, with at most four clips each; the tar is one shard
+
+
+def mixed(path: Path) -> Path:
+    """Write a corpus of 121 files, of which one is bad, a table of six rows and a tar."""
+    folder(path, clips(120, seed=1) | {"bad.wav": b"bad"})
+    table(path / "a.parquet", clips(6, seed=2))
+    tar(path / "a.tar", clips(6, seed=3))
+    return path
+
+
 def folder(path: Path, files: dict[str, bytes]) -> Path:
     """Write files into a folder, every third file into a subfolder."""
     (path / "below").mkdir(parents=True)
