@@ -31,8 +31,6 @@ SHOWN = {
 }
 
 
-# Ray starts its processes with fork. They replace themselves at once, so JAX's threads do not matter.
-@pytest.mark.filterwarnings("ignore:os.fork")
 @pytest.mark.usefixtures("optax_mixes")
 @pytest.mark.parametrize("name", SHOWN)
 def test_example(

@@ -22,8 +22,6 @@ from snax.extract.config import ExtractConfig, RayOptions
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.usefixtures("one_ray_cluster"),
-    # Ray starts its processes with fork. They replace themselves at once, so JAX's threads do not matter.
-    pytest.mark.filterwarnings("ignore:os.fork"),
 ]
 
 
