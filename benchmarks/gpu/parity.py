@@ -52,24 +52,20 @@ def parity(folder: Path) -> None:
     result: dict[str, Any] = {"audio": f"{CLIPS} clips of {SECONDS} s", "models": {}}
     for name in NAMES:
         draw_weights(folder, name)
-    with ThreadPoolExecutor() as pool:
-        tests = pool.submit(run_tests)
-        for name in NAMES:
+        with ThreadPoolExecutor() as pool:
             exact = pool.submit(in_process, torch_tokens, folder, name)
             processes = [pool.submit(in_process, snax_tokens, folder, name) for _ in range(2)]
             first, second = (process.result() for process in processes)
-            result["models"][name] = compare(name, *exact.result(), first, second)
-            result["models"][name]["largest margin"] = {
-                mode: margins(folder, name, codes, exact.result()[0]) for mode, codes in first.items()
-            }
-            print(json.dumps(result["models"][name], indent=1), flush=True)
-            save("parity", result)
-        result["tests"] = tests.result()
-    save("parity", result)
-    for name in NAMES:
-        result["models"][name]["precisions"] = in_process(precisions, folder, name)
-        print(json.dumps(result["models"][name]["precisions"], indent=1), flush=True)
+        tokens = exact.result()[0]
+        row = result["models"][name] = compare(name, *exact.result(), first, second)
+        row["largest margin"] = {mode: margins(folder, name, codes, tokens) for mode, codes in first.items()}
+        print(json.dumps(row, indent=1), flush=True)
         save("parity", result)
+        row["precisions"] = in_process(precisions, folder, name)
+        print(json.dumps(row["precisions"], indent=1), flush=True)
+        save("parity", result)
+    result["tests"] = run_tests()
+    save("parity", result)
 
 
 def run_tests() -> str:
