@@ -4,6 +4,8 @@ import io
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ def test_decoder_exits_when_its_parent_does() -> None:
         decoder = spawn.Process(target=decoding._serve, args=(decoder_pipe, 16_000, False, 10.0))
         decoder.start()
         decoder_pipe.close()
+        assert parent_pipe.recv() == "ready"
         parent_pipe.send(b"no audio")
         assert parent_pipe.poll(60)
         if read_first:
@@ -67,6 +70,20 @@ def test_crash_or_hang_affects_only_one_clip() -> None:
     for i in (0, 2, 4, 6, 7):
         np.testing.assert_array_equal(decoded[i].audio, audio.read(io.BytesIO(good), 16_000))
     decoders.close()
+
+
+def test_script_without_main_guard_is_told_so(tmp_path: Path) -> None:
+    """Decoder processes import the script, and would start decoders themselves."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from snax.data import decoding\n"
+        "pool = decoding.DecoderPool(1, 16_000, separate=False, max_seconds=10)\n"
+        "print(list(pool.map([(0, b'no audio')])))\n"
+    )
+    result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1
+    assert "A decoder process ended at its start (exit code 1)." in result.stderr
+    assert 'under `if __name__ == "__main__":`' in result.stderr
 
 
 @pytest.mark.parametrize("max_buffered", [0, decoding.MAX_BUFFERED])

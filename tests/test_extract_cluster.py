@@ -1,5 +1,8 @@
 """`snax extract` on real Ray clusters of several nodes on this machine. Nodes, workers, driver and head are killed."""
 
+import contextlib
+import itertools
+import json
 import os
 import random
 import signal
@@ -89,7 +92,7 @@ def wait_until(condition: Any, message: str, timeout: float = 60) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("count", [1, 2, 3])
 def test_shards_equal_those_of_one_process(
     count: int, folder: Path, in_process: dict[str, str], tmp_path: Path, cluster: Cluster
 ) -> None:
@@ -133,7 +136,7 @@ def test_resumes_after_the_driver_is_stopped(
     assert process.returncode == (75 if number == signal.SIGTERM else -number)
     wait_until(lambda: not worker_pids(), "a worker or decoder outlives the driver")
     assert committed(out) < corpora.MIXED_SHARDS
-    finish([start(folder, out, cluster, 2)])
+    finish([start(folder, out, cluster, 1)])  # the number of workers may change
     assert hashes(out) == in_process
 
 
@@ -179,6 +182,78 @@ def test_names_the_shard_that_kills_its_workers(
     cluster.add_node(num_cpus=2)
     with pytest.raises(driver.LostShardError, match="Shard 5 lost its worker 3 times"):
         driver.extract(config(folder, tmp_path / "out"), options(cluster, 2))
+
+
+def test_a_clip_that_kills_its_decoder_goes_into_quarantine(
+    folder: Path, in_process: dict[str, str], tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Abort:
+        """Content that ends the process in which it is unpickled."""
+
+        def __reduce__(self) -> Any:
+            return os.abort, ()
+
+    class WithPoison(driver.ExtractWorker):
+        def start(self) -> dict[str, Any]:
+            from snax.extract import worker
+
+            original = worker.clips
+
+            def clips(source: Any) -> Iterator[Any]:
+                for clip, content in original(source):
+                    yield clip, Abort() if clip.id == "001_float.wav" else content
+
+            worker.clips = clips
+            return super().start()
+
+    monkeypatch.setattr(driver, "ExtractWorker", WithPoison)
+    cluster.add_node(num_cpus=2)
+    driver.extract(config(folder, tmp_path / "out"), options(cluster, 2))
+    quarantined = [json.loads(line) for line in (tmp_path / "out" / "_quarantine.jsonl").read_text().splitlines()]
+    reasons = {clip["id"]: clip["reason"] for clip in quarantined}
+    assert reasons["001_float.wav"] == "the decoder process crashed (SIGABRT)."
+    assert len(reasons) == 2
+    shards = hashes(tmp_path / "out")
+    assert [name for name in shards if shards[name] != in_process[name]] == ["tokens-00008-of-00034.parquet"]
+
+
+def test_resumes_after_full_disk(folder: Path, in_process: dict[str, str], tmp_path: Path) -> None:
+    line = command(folder, Path("disk/out"), workers=1, worker_cpus=1)  # starts a cluster on this machine
+    result = jobs.run_on_full_disk(line, tmp_path)
+    assert result.stdout.split("\n")[:2] == ["exit code 2", "exit code 0"], result.stderr
+    assert "No space left on device" in result.stderr
+    assert hashes(tmp_path / "copy") == in_process
+
+
+def test_resumes_after_the_store_has_failed(
+    folder: Path, in_process: dict[str, str], tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every seventh write of a worker fails. A run stops with its error, and loses at most the shards in progress."""
+
+    class Flaky(driver.ExtractWorker):
+        def start(self) -> dict[str, Any]:
+            from snax.extract.store import Store
+
+            writes, original = itertools.count(1), Store.write
+
+            def write(store: Store, name: str, content: bytes) -> None:
+                if next(writes) % 7 == 0:
+                    raise OSError("503 slow down")
+                original(store, name, content)
+
+            Store.write = write  # type: ignore[method-assign]
+            return super().start()
+
+    monkeypatch.setattr(driver, "ExtractWorker", Flaky)
+    cluster.add_node(num_cpus=2)
+    runs, out = 0, tmp_path / "out"
+    while not (out / "_SUCCESS").exists():
+        before, runs = committed(out), runs + 1
+        with contextlib.suppress(OSError):
+            driver.extract(config(folder, out), options(cluster, 2))
+        assert committed(out) > before
+    assert runs > 2
+    assert hashes(out) == in_process
 
 
 def test_a_worker_takes_over_when_it_has_no_shards_of_its_own(
@@ -257,3 +332,28 @@ def test_stops_with_the_error_of_a_worker(folder: Path, tmp_path: Path, cluster:
     missing = ExtractConfig([str(folder / "corpus")], out=str(tmp_path / "out"), model=str(folder / "missing"))
     with pytest.raises((ValueError, OSError), match="missing"):
         driver.extract(missing, options(cluster, 1))
+
+
+def test_a_worker_isolates_the_tpu_chips_of_its_host(
+    folder: Path, in_process: dict[str, str], tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without TPUs only the variables can be checked, not their effect."""
+
+    class Recorded(driver.ExtractWorker):
+        def start(self) -> dict[str, Any]:
+            description = super().start()
+            (tmp_path / "environment.json").write_text(json.dumps(dict(os.environ)))
+            return description
+
+    monkeypatch.setattr(driver, "ExtractWorker", Recorded)
+    cluster.add_node(num_cpus=1, resources={"TPU": 4})
+    driver.extract(config(folder, tmp_path / "out"), options(cluster, 1))
+    environment = json.loads((tmp_path / "environment.json").read_text())
+    expected = {
+        "CLOUD_TPU_TASK_ID": "0",
+        "TPU_PROCESS_BOUNDS": "1,1,1",
+        "TPU_CHIPS_PER_PROCESS_BOUNDS": "2,2,1",
+        "TPU_VISIBLE_CHIPS": "0,1,2,3",
+    }
+    assert environment | expected == environment
+    assert hashes(tmp_path / "out") == in_process

@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -163,22 +162,8 @@ def test_resumes_after_sigterm(shards: int, folder: Path, uninterrupted: dict[st
 @pytest.mark.slow
 def test_resumes_after_full_disk(folder: Path, uninterrupted: dict[str, str], tmp_path: Path) -> None:
     """The output is on a tmpfs of 60 kB, which is enlarged for the second run."""
-    python = (
-        f"{sys.executable} -m snax.cli extract {folder / 'corpus'} -o out/put -m {folder / 'model'} --clips-per-shard 4"
-    )
-    script = f"""
-        mkdir out copy && mount -t tmpfs -o size=60k none out || exit 99
-        {python}; echo exit code $?
-        mount -o remount,size=10m out
-        {python}; echo exit code $?
-        cp out/put/tokens-* copy
-    """
-    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", script]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    if result.returncode == 99 or "unshare failed" in result.stderr:
-        # Only a real file system can be full, and some containers do not permit mounting one.
-        pytest.skip(f"a file system cannot be mounted: {result.stderr}")
+    line = jobs.command([folder / "corpus"], Path("disk/out"), folder / "model", clips_per_shard=4)
+    result = jobs.run_on_full_disk(line, tmp_path)
     assert result.stdout.split("\n")[:2] == ["exit code 2", "exit code 0"], result.stderr
     assert "No space left on device" in result.stderr
     assert hashes(tmp_path / "copy") == uninterrupted

@@ -69,6 +69,7 @@ class DecoderPool:
 
         Raises:
             OSError: if reading fails for a reason other than a bad clip, such as a permission, network or disk error.
+            RuntimeError: if a decoder process cannot start.
         """
         clips, running = iter(clips), deque[tuple[Tag, Future[Decoded]]]()
         # The next clip is read from its table or tar while the caller uses the current one.
@@ -124,6 +125,14 @@ class _Worker:
         self._process = context.Process(target=_serve, args=(worker_pipe, *options), daemon=True)
         self._process.start()
         worker_pipe.close()
+        try:
+            self._pipe.recv()
+        except (EOFError, ConnectionError) as error:
+            self.kill()
+            raise RuntimeError(
+                f"A decoder process ended at its start ({_exit_reason(self._process.exitcode)}). In a script, put the "
+                'call under `if __name__ == "__main__":`, because decoder processes import the script.'
+            ) from error
         self.alive = True
 
     def decode(self, content: bytes | str) -> Decoded:
@@ -165,6 +174,7 @@ def _serve(pipe: multiprocessing.connection.Connection, rate: int, separate: boo
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     # The type of the error depends on the data in the pipe when the parent was killed.
     with contextlib.suppress(EOFError, ConnectionResetError, BrokenPipeError):
+        pipe.send("ready")
         while True:
             content = pipe.recv()
             start = time.perf_counter()

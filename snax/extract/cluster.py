@@ -7,13 +7,9 @@ the worker where there is room. https://docs.ray.io/en/latest/ray-core/actors.ht
 
 import hashlib
 import logging
-import os
-import queue
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any
 
 import ray
@@ -21,13 +17,13 @@ from ray import ObjectRef
 from ray.exceptions import NodeDiedError, RayActorError, RayTaskError, WorkerCrashedError
 
 from ..data import corpus
+from .actor import SHARDS_IN_FLIGHT, ExtractWorker
 from .config import ExtractConfig, RayOptions
 from .progress import Made, Progress
 from .store import COUNTS, PLAN, SUCCESS, Store
 
 _log = logging.getLogger(__name__)
 
-SHARDS_IN_FLIGHT = 2  # per worker
 MAX_LOSSES = 3  # of one shard's worker
 # A run that has just been killed may still hold the names of its workers.
 NAME_TIMEOUT_S = 30.0
@@ -227,51 +223,3 @@ def _resources(options: RayOptions) -> dict[str, Any]:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
-
-
-class ExtractWorker:
-    """The actor: makes the shards that the driver gives it."""
-
-    def __init__(self, config: ExtractConfig):
-        self._config = config
-        self._shards: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
-        self._results: dict[int, Future[Made]] = {}
-        self._lock = threading.Lock()
-        self._worker: Any = None
-
-    def start(self) -> dict[str, Any]:
-        """Load the model. Returns what the bytes of the shards depend on, other than the inputs."""
-        cpus = int(ray.get_runtime_context().get_assigned_resources()["CPU"])
-        os.environ["NPROC"] = str(cpus)  # XLA's threads. Ray does not limit a worker to its cores
-        # Python would wait at exit for the thread that waits for the next shard. Commits are atomic, so exit at once.
-        threading._register_atexit(os._exit, 0)  # type: ignore[attr-defined]  # concurrent.futures uses it as well
-        from .. import compilation_cache
-        from ..weights import pretrained
-        from .worker import Worker
-
-        compilation_cache.enable()
-        worker = Worker(pretrained.load(self._config.model), self._config, self._config.num_decoders or min(16, cpus))
-        self._worker = worker
-        return worker.description
-
-    def make(self, shard: int, attempt: int, seen: dict[str, int]) -> Made:
-        """Make a shard. Returns when it is committed."""
-        with self._lock:
-            if not self._results:
-                threading.Thread(target=self._run, daemon=True).start()
-            self._worker.seen = Counter(seen)
-            result = self._results[shard] = Future[Made]()
-        self._shards.put((shard, attempt))
-        return result.result()
-
-    def _run(self) -> None:
-        """Make shards until the process ends."""
-        try:
-            plan = Store(self._config.out).join(self._worker.made_with)
-            self._worker.make(
-                plan, iter(self._shards.get, None), lambda made: self._results[made.shard].set_result(made)
-            )
-        except BaseException as error:
-            for result in self._results.values():
-                if not result.done():
-                    result.set_exception(error)

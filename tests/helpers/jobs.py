@@ -4,11 +4,14 @@ import contextlib
 import hashlib
 import os
 import random
+import shlex
 import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 
 def command(inputs: list[Path], out: Path, model: Path, **options: Any) -> list[str]:
@@ -60,6 +63,28 @@ def finish(running: list[subprocess.Popen[str]]) -> list[str]:
     errors = [process.communicate()[1] for process in running]
     assert [process.returncode for process in running] == [0] * len(running), "\n".join(errors)
     return errors
+
+
+def run_on_full_disk(line: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command twice that writes to disk/out, a tmpfs of 60 kB. The disk is enlarged for the second run.
+
+    The shards are copied to the folder `copy`. Skips the test where a file system cannot be mounted.
+    """
+    command = shlex.join(line)
+    script = f"""
+        mkdir disk copy && mount -t tmpfs -o size=60k none disk || exit 99
+        {command}; echo exit code $?
+        mount -o remount,size=10m disk
+        {command}; echo exit code $?
+        cp disk/out/tokens-* copy
+    """
+    unshare = ["unshare", "--map-root-user", "--mount", "sh", "-c", script]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    result = subprocess.run(unshare, cwd=folder, env=environment, capture_output=True, text=True)
+    if result.returncode == 99 or "unshare failed" in result.stderr:
+        # Only a real file system can be full, and some containers do not permit mounting one.
+        pytest.skip(f"a file system cannot be mounted: {result.stderr}")
+    return result
 
 
 def hashes(out: Path) -> dict[str, str]:
