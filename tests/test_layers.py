@@ -17,7 +17,7 @@ from snax.codec import layers, tiling
 from snax.codec import model as model_module
 from snax.codec.attention import LocalMHA
 from snax.codec.layers import Context, Layer
-from snax.inference import streaming
+from snax.inference import steps
 
 CHANNELS = 64  # the size of an attention head
 LAYERS = {
@@ -75,12 +75,12 @@ def test_layer_equals_step(name: str, chunk_steps: int) -> None:
     whole, caches, outputs, rate = layer(x), None, [], 24
     for start in range(0, STEPS, chunk_steps):
         chunk = x[:, start : start + chunk_steps]
-        output, caches, delay = streaming.step_layers([layer], chunk, rate, caches, start // rate, False)
+        output, caches, delay = steps.step_layers([layer], chunk, rate, caches, start // rate, steps.FAR)
         outputs.append(output)
     frames = -(-delay // int(rate * layers.output_ratio([layer])))
     padding = jnp.zeros((1, frames * rate, CHANNELS))
     if frames:
-        outputs.append(streaming.step_layers([layer], padding, rate, caches, STEPS // rate, True)[0])
+        outputs.append(steps.step_layers([layer], padding, rate, caches, STEPS // rate, 0)[0])
     streamed = jnp.concatenate(outputs, axis=1)[:, delay : delay + whole.shape[1]]
     np.testing.assert_allclose(streamed, whole, rtol=0, atol=2e-5)  # float32 sums in a different order
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import snax
-from snax.inference import streaming
+from snax.inference import steps
 
 KEY = jax.random.key(5)
 # For float32 rounding, as in test_packing.
@@ -139,7 +139,7 @@ def test_longer_lookahead_reduces_the_error() -> None:
 def test_only_first_step_and_flush_compile() -> None:
     model = small.variant("plain convolutions, odd rates")
     codes = encode(model)
-    with mock.patch.object(streaming, "step_layers", wraps=streaming.step_layers) as traced:
+    with mock.patch.object(steps, "step_layers", wraps=steps.step_layers) as traced:
         decode(model, codes, [1])
         compiled = traced.call_count
         decode(model, codes, [3, 1, 8])

@@ -1,5 +1,7 @@
 """Token layouts, compared with the orders and ids in the code of the language models."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -109,3 +111,104 @@ def test_errors() -> None:
     streams[0, 3, 4] = MINI_OMNI.first_id + 3 * 4160 + tokens.MINI_OMNI_PAD
     with pytest.raises(ValueError, match="must be a code of slot 3"):
         tokens.mini_omni_codes(streams)
+
+
+def parsed(parser: object, method: str, pieces: list[object]) -> list[np.ndarray]:
+    """Return the codes that a parser returns for all pieces together, (1, frames / stride) per level."""
+    return [np.concatenate(level)[None] for level in zip(*map(getattr(parser, method), pieces), strict=True)]
+
+
+def cut(sequence: object, places: list[int]) -> list[object]:
+    """Cut a sequence at these places."""
+    bounds = [0, *sorted(place % (len(sequence) + 1) for place in places), len(sequence)]
+    return [sequence[low:high] for low, high in itertools.pairwise(bounds)]
+
+
+PLACES = st.lists(st.integers(0, 10_000), max_size=40)
+
+
+@settings(deadline=None)
+@given(strides=STRIDES, groups=st.integers(0, 5), step=st.sampled_from([0, 4096, 5000]), places=PLACES)
+def test_parser_takes_ids_in_any_pieces(strides: tuple[int, ...], groups: int, step: int, places: list[int]) -> None:
+    layout = TokenLayout(strides, first_id=7, slot_step=step)
+    expected = codes(strides, groups)
+    parser = tokens.TokenParser(layout, "raise")
+    assert_equal(parsed(parser, "feed", cut(layout.flatten(expected)[0], places)), expected)
+    assert parser.dropped == 0
+
+
+@settings(deadline=None)
+@given(
+    groups=st.integers(1, 5),
+    places=PLACES,
+    between=st.lists(st.text("<custom_token_0123> é", max_size=5).filter(lambda text: ">" not in text), min_size=1),
+)
+def test_parser_takes_text_cut_anywhere(groups: int, places: list[int], between: list[str]) -> None:
+    expected = codes((4, 2, 1), groups)
+    numbers = ORPHEUS_NUMBERS.flatten(expected)[0]
+    text = "<custom_token_1>" + "".join(
+        f"{other}<custom_token_{number}>" for number, other in zip(numbers, itertools.cycle(between), strict=False)
+    )
+    parser = tokens.TokenParser(ORPHEUS_NUMBERS, "raise")
+    assert_equal(parsed(parser, "feed_text", cut(text, places)), expected)
+
+
+def test_parser_bounds_the_text_it_keeps() -> None:
+    parser = tokens.TokenParser(ORPHEUS_NUMBERS)
+    for piece in ("<custom_token_", "1" * 100, "a" * 100_000, "<" * 100_000):
+        parser.feed_text(piece)
+        assert len(parser._text) < 30
+
+
+def group_ids(value: int) -> list[int]:
+    """Return the Orpheus tokens of a group in which all codes are `value`."""
+    return [128266 + 4096 * slot + value for slot in range(7)]
+
+
+FIRST, SECOND, THIRD = group_ids(0), group_ids(4095), group_ids(7)
+PAST_THE_END = 128266 + 7 * 4096  # code 4096 of the last slot
+
+
+@pytest.mark.parametrize(
+    ("ids", "on_error", "coarse", "dropped"),
+    [
+        ([128257, *FIRST, 220, *SECOND, 128258], "raise", [0, 4095], 0),  # special tokens and text
+        ([*FIRST[:3], *SECOND, *THIRD], "resync", [4095, 7], 3),  # the end of a group is missing
+        ([*FIRST[1:], *SECOND], "resync", [4095], 6),  # the start of a group is missing
+        ([*FIRST, *SECOND[:3], *SECOND[4:], *THIRD], "resync", [0, 7], 6),  # a token is missing
+        ([*FIRST[:3], FIRST[2], *FIRST[3:], *SECOND], "resync", [4095], 8),  # a token occurs twice
+        ([*FIRST[:3], PAST_THE_END, *FIRST[3:]], "resync", [0], 1),  # no code of any slot
+        ([*FIRST[:6], PAST_THE_END, *SECOND], "resync", [4095], 7),  # code 4096
+        ([*FIRST[:3], FIRST[2], *FIRST[3:]], "skip", [0], 1),
+        ([*FIRST[:6], PAST_THE_END, FIRST[6]], "skip", [0], 1),
+    ],
+)
+def test_parser_drops_what_is_out_of_order(
+    ids: list[int], on_error: tokens.parser.OnError, coarse: list[int], dropped: int
+) -> None:
+    parser = tokens.TokenParser(ORPHEUS, on_error)
+    result = parsed(parser, "feed", [[i] for i in ids])
+    assert result[0][0].tolist() == coarse
+    assert [len(level[0]) for level in result] == [len(coarse), 2 * len(coarse), 4 * len(coarse)]
+    assert parser.dropped == dropped
+
+
+def test_parser_raises() -> None:
+    parser = tokens.TokenParser(ORPHEUS, "raise")
+    with pytest.raises(ValueError, match="code of slot 2, 136458 to 140553, got 128266"):
+        parser.feed([*FIRST[:2], FIRST[0]])
+    with pytest.raises(ValueError, match='"resync"` needs a layout with a `slot_step`'):
+        tokens.TokenParser(TokenLayout((4, 2, 1)))
+
+
+@settings(deadline=None)
+@given(groups=st.integers(0, 5), places=PLACES)
+def test_mini_omni_parser(groups: int, places: list[int]) -> None:
+    expected = codes((4, 2, 1), groups)
+    streams = np.asarray(tokens.mini_omni_streams(expected))[0]
+    bounds = [0, *sorted(place % (groups + 9) for place in places), groups + 8]
+    parser = tokens.MiniOmniParser("raise")
+    pieces = [streams[:, low:high] for low, high in itertools.pairwise(bounds)]
+    assert_equal(parsed(parser, "feed", pieces), expected)
+    assert parser.finished
+    assert parser.dropped == 0

@@ -25,12 +25,16 @@ COMPILER_OPTIONS: dict[str, dict[str, bool | int | str]] = {
 _NOT_TRACING = get_opaque_trace_state(convention="nnx")
 
 
-def compiled(method: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(method: Callable[..., Any], *, donate_argnums: tuple[int, ...] = ()) -> Callable[..., Any]:
     """`jax.jit` for a method of a model, or a function whose first argument is a model.
 
     Matrix products use `model.precision`. On a mesh with explicit axes (the default of `jax.make_mesh`), results are
     sharded over the batch like the first input. The compiler options of the backend are set, unless another
     transformation traces the method: JAX rejects them there, and the options of a user's own `jit` are the user's.
+
+    Args:
+        method: the method. Its second argument has the batch as its first axis.
+        donate_argnums: as in `jax.jit`, counted with the model as argument 0.
     """
 
     @functools.cache
@@ -46,7 +50,8 @@ def compiled(method: Callable[..., Any]) -> Callable[..., Any]:
             with jax.default_matmul_precision(model.precision):
                 return sharded(model, batched, *args)
 
-        return jax.jit(run, compiler_options=None if backend is None else compiler_options(backend))
+        options = None if backend is None else compiler_options(backend)
+        return jax.jit(run, donate_argnums=donate_argnums, compiler_options=options)
 
     @functools.wraps(method)
     def call(model: nnx.Module, *args: Any) -> Any:

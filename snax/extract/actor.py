@@ -81,7 +81,7 @@ class _Dashboard:
 
     def __init__(self, rate: int):
         self._rate, self._last = rate, time.perf_counter()
-        tags = {"worker": ray.get_runtime_context().get_actor_name()}
+        tags = {"worker": str(ray.get_runtime_context().get_actor_name())}
         self._clips = metrics.Counter("snax_clips", "Clips in committed shards.", tuple(tags))
         self._hours = metrics.Counter("snax_hours", "Hours of audio in committed shards.", tuple(tags))
         self._speed = metrics.Gauge("snax_x_real_time", "Speed of the last shard.", tuple(tags))

@@ -4,24 +4,21 @@ A layer that depends on future input delays its output, and these delays add up 
 equals that of `SNAC.encode` and `SNAC.decode`. The state is explicit: a pytree that is passed in and returned.
 """
 
-import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float, Int32, Integer, Key, PRNGKeyArray
 
 from ..codec.compiled import compiled
+from ..codec.config import SNACConfig
 from ..codec.inputs import check_cuttable, checked_audio, checked_codes
 from ..codec.model import SNAC
-from ..codec.noise import draw_noise
-from .step_layers import Align, step_layers
+from .steps import FAR, Step, decode_step, decoder_widths, encode_step, encoder_widths, step_shapes
 
 
 class StreamState(NamedTuple):
@@ -55,18 +52,10 @@ class StreamDecoder:
     """
 
     def __init__(self, model: SNAC, *, lookahead: int | None = None):
-        config = model.config
-        block_frames = config.pad_multiple // config.hop_length
-        self._config = config
-        self._stream = _Stream(model, _decode, [block_frames // stride for stride in config.vq_strides], np.int32)
-        exact = self._stream.delay * config.pad_multiple
-        self.latency = int(exact)
+        self._config = model.config
+        self._stream = _Stream(model, _decode, decoder_widths(model.config), np.int32)
+        self.latency = decoder_latency(model.config, self._stream.delay, lookahead)
         """The delay of the audio behind the codes, in samples."""
-        if lookahead is not None:
-            max_lookahead = math.ceil(exact / config.hop_length)
-            if not 0 <= lookahead <= max_lookahead:
-                raise ValueError(f"`lookahead` (={lookahead}) must be between 0 and {max_lookahead} latent frames.")
-            self.latency = min(self.latency, lookahead * config.hop_length)
 
     def init_state(self, batch: int = 1, *, key: PRNGKeyArray | Key[Array, " batch"] | None = None) -> StreamState:
         """Return the initial state of `batch` streams. `key` is that of `SNAC.decode`."""
@@ -123,7 +112,7 @@ class StreamEncoder:
 
     def __init__(self, model: SNAC):
         self._config = model.config
-        self._stream = _Stream(model, _encode, [model.config.pad_multiple], np.float32)
+        self._stream = _Stream(model, _encode, encoder_widths(model.config), np.float32)
         self.latency = int(self._stream.delay * model.config.pad_multiple)
         """The delay of the codes behind the audio, in samples, for audio of a multiple of `config.pad_multiple`."""
 
@@ -160,14 +149,19 @@ class StreamEncoder:
         return tuple(np.concatenate(level, axis=1) for level in zip(codes, tail, strict=True))
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["outputs", "caches"], meta_fields=["delay"])
-@dataclasses.dataclass(frozen=True)
-class _Output:
-    """The outputs of a step, (batch, time) each, and their delay behind the input in blocks."""
+def decoder_latency(config: SNACConfig, delay: Fraction, lookahead: int | None) -> int:
+    """Return the delay of the audio behind the codes in samples. `delay` is that of exact audio in blocks.
 
-    outputs: list[Any]
-    caches: tuple[Any, ...]
-    delay: Fraction
+    Raises:
+        ValueError: if `lookahead` is negative or exceeds the receptive field.
+    """
+    exact = int(delay * config.pad_multiple)
+    if lookahead is None:
+        return exact
+    max_lookahead = math.ceil(exact / config.hop_length)
+    if not 0 <= lookahead <= max_lookahead:
+        raise ValueError(f"`lookahead` (={lookahead}) must be between 0 and {max_lookahead} latent frames.")
+    return min(exact, lookahead * config.hop_length)
 
 
 class _Stream:
@@ -179,13 +173,12 @@ class _Stream:
         dtype: of the inputs.
     """
 
-    def __init__(self, model: SNAC, apply: Callable[..., _Output], widths: Sequence[int], dtype: type[np.generic]):
+    def __init__(self, model: SNAC, apply: Callable[..., Step], widths: Sequence[int], dtype: type[np.generic]):
         check_cuttable(model.config)
         self._model, self._apply = model, apply
         self._widths, self._dtype = widths, dtype
         self._block_frames = model.config.pad_multiple // model.config.hop_length
-        block = [jax.ShapeDtypeStruct((1, width), dtype) for width in widths]
-        self._shapes = jax.eval_shape(apply, model, block, None, None, 0, False)
+        self._shapes = step_shapes(apply, model, widths, dtype)
         self.delay = self._shapes.delay
 
     def init_state(self, batch: int, key: Array | None) -> StreamState:
@@ -206,7 +199,7 @@ class _Stream:
         before = int(state.frames)
         for i in range(num_blocks):
             block = [x[:, i * width : (i + 1) * width] for x, width in zip(available, self._widths, strict=True)]
-            step = self._apply(self._model, block, caches, state.key, before + i * self._block_frames, False)
+            step = self._apply(self._model, block, caches, state.key, before + i * self._block_frames, FAR)
             outputs.append(step.outputs)
             caches = step.caches
         pending = tuple(x[:, num_blocks * width :] for x, width in zip(available, self._widths, strict=True))
@@ -228,7 +221,7 @@ class _Stream:
     def _outputs_at_end(self, state: StreamState, blocks: Fraction) -> list[Array]:
         """Return at least `blocks` blocks of the next outputs as if the streams ended here."""
         padding = [np.zeros((len(state.pending[0]), math.ceil(blocks) * width), self._dtype) for width in self._widths]
-        return self._apply(self._model, padding, state.caches, state.key, state.frames, True).outputs
+        return self._apply(self._model, padding, state.caches, state.key, state.frames, 0).outputs
 
     def _between(
         self, outputs: Sequence[list[Array]], start: Fraction, low: Fraction, high: Fraction, batch: int
@@ -243,34 +236,4 @@ class _Stream:
         return slices
 
 
-@compiled
-def _encode(
-    model: SNAC,
-    inputs: list[Array],
-    past: Sequence[Array] | None,
-    key: None,
-    frames: int | Array,
-    ended: bool | Array,
-) -> _Output:
-    config = model.config
-    layers = [*model.encoder.layers, Align(math.lcm(*config.vq_strides))]
-    audio = inputs[0][..., None].astype(model.dtype)
-    latents, caches, delay = step_layers(layers, audio, config.hop_length, past, frames, ended)
-    codes = model.quantizer(latents).codes
-    return _Output(list(codes), caches, Fraction(delay * config.hop_length, config.pad_multiple))
-
-
-@compiled
-def _decode(
-    model: SNAC,
-    inputs: list[Array],
-    past: Sequence[Array] | None,
-    key: Array | None,
-    frames: int | Array,
-    ended: bool | Array,
-) -> _Output:
-    config = model.config
-    latents = model.quantizer.dequantize(inputs)
-    draw = None if key is None else functools.partial(draw_noise, config, key)
-    audio, caches, delay = step_layers(model.decoder.layers, latents, 1, past, frames, ended, draw)
-    return _Output([audio[..., 0]], caches, Fraction(delay, config.pad_multiple))
+_encode, _decode = compiled(encode_step), compiled(decode_step)
