@@ -25,8 +25,7 @@ from snax.extract import worker
 from snax.extract.config import ExtractConfig
 from snax.extract.run import extract
 from snax.extract.store import StoreError
-from snax.extract.table import token_layout
-from snax.tokens import ORPHEUS
+from snax.tokens import ORPHEUS, token_layout
 
 CLIPS = corpora.clips(12)
 

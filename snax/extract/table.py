@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from ..codec.config import SNACConfig
 from ..data.reading import Clip
 from ..inference.packing import EncodedClip
-from ..tokens import ORPHEUS, TokenLayout
+from ..tokens import token_layout
 
 # Random access to a row reads its whole row group: about 200 kB, in 2 ms.
 ROWS_PER_GROUP = 256
@@ -24,28 +24,6 @@ class Row(NamedTuple):
     clip: Clip
     channel: int
     encoded: EncodedClip
-
-
-def token_layout(name: str, config: SNACConfig) -> TokenLayout:
-    """Return a layout of language model tokens.
-
-    Args:
-        name: "orpheus" for Orpheus' token ids, "shared" for ids from 0 that all slots of a group share, or "separate"
-            for ids from 0 with a range of `codebook_size` ids for each slot.
-        config: the configuration of the codec.
-
-    Raises:
-        ValueError: for "orpheus", if the strides or the codebook size are not those of snac_24khz.
-    """
-    if name == "orpheus":
-        if (config.vq_strides, config.codebook_size) != (ORPHEUS.vq_strides, ORPHEUS.codebook_size):
-            raise ValueError(
-                f"Orpheus' tokens need `vq_strides` {ORPHEUS.vq_strides} and `codebook_size` {ORPHEUS.codebook_size}; "
-                f"this model has {config.vq_strides} and {config.codebook_size}. Use 'shared' or 'separate' tokens."
-            )
-        return ORPHEUS
-    step = {"shared": 0, "separate": config.codebook_size}[name]
-    return TokenLayout(config.vq_strides, config.codebook_size, slot_step=step)
 
 
 def to_parquet(rows: Sequence[Row], config: SNACConfig, tokens: str | None, made_with: dict[str, Any]) -> bytes:

@@ -19,11 +19,12 @@ from ..data import corpus
 from ..data.decoding import Decoded, DecoderPool
 from ..data.reading import Clip, Content, Unreadable, clips
 from ..inference.packing import ROW_CONTEXTS, EncodedClip, computed_blocks, encode_many
+from ..tokens import token_layout
 from ..weights.checkpoint import fingerprint
 from .config import ExtractConfig
 from .progress import SECONDS, Made
 from .store import COUNTS, Store
-from .table import Row, to_parquet, token_layout
+from .table import Row, to_parquet
 
 WAITING_FOR_DECODERS, WAITING_FOR_WRITES, DECODING = SECONDS
 # Shards that may wait to be written while the next one is encoded.

@@ -12,6 +12,7 @@ from .layout import (
     TokenLayout,
     mini_omni_codes,
     mini_omni_streams,
+    token_layout,
 )
 from .parser import MiniOmniParser, TokenParser
 
@@ -29,4 +30,5 @@ __all__ = [
     "TokenParser",
     "mini_omni_codes",
     "mini_omni_streams",
+    "token_layout",
 ]

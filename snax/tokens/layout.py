@@ -16,6 +16,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Int32, Integer
 
+from ..codec.config import SNACConfig
+
 
 @dataclasses.dataclass(frozen=True)
 class TokenLayout:
@@ -236,3 +238,25 @@ def mini_omni_codes(
     groups = streams.shape[2] - 8
     tokens = _numpy(streams).stack([streams[:, i, i + 1 : i + 1 + groups] for i in range(7)], axis=2)
     return MINI_OMNI.unflatten(tokens.reshape(len(tokens), 7 * groups))
+
+
+def token_layout(name: str, config: SNACConfig) -> TokenLayout:
+    """Return a layout of language model tokens.
+
+    Args:
+        name: "orpheus" for Orpheus' token ids, "shared" for ids from 0 that all slots of a group share, or "separate"
+            for ids from 0 with a range of `codebook_size` ids for each slot.
+        config: the configuration of the codec.
+
+    Raises:
+        ValueError: for "orpheus", if the strides or the codebook size are not those of snac_24khz.
+    """
+    if name == "orpheus":
+        if (config.vq_strides, config.codebook_size) != (ORPHEUS.vq_strides, ORPHEUS.codebook_size):
+            raise ValueError(
+                f"Orpheus' tokens need `vq_strides` {ORPHEUS.vq_strides} and `codebook_size` {ORPHEUS.codebook_size}; "
+                f"this model has {config.vq_strides} and {config.codebook_size}. Use 'shared' or 'separate' tokens."
+            )
+        return ORPHEUS
+    step = {"shared": 0, "separate": config.codebook_size}[name]
+    return TokenLayout(config.vq_strides, config.codebook_size, slot_step=step)
