@@ -57,7 +57,7 @@ class TokenParser:
             if len(self._group) == slots:
                 groups += self._group
                 self._group = []
-        return tuple(level[0] for level in self._layout.unflatten(np.array([groups], np.int32)))
+        return tuple(np.asarray(level)[0] for level in self._layout.unflatten(np.array([groups], np.int32)))
 
     def feed_text(self, text: str) -> tuple[Int32[np.ndarray, " _"], ...]:
         """Add a piece of text, cut anywhere, and return codes as `feed` does. The tokens are `<custom_token_N>`."""
