@@ -25,6 +25,7 @@ from .store import COUNTS, PLAN, SUCCESS, Store
 _log = logging.getLogger(__name__)
 
 MAX_LOSSES = 3  # of one shard's worker
+RESTART_S = 1.0  # between attempts to start a worker
 # A run that has just been killed may still hold the names of its workers.
 NAME_TIMEOUT_S = 30.0
 
@@ -75,7 +76,10 @@ class _Driver:
         self._workers: dict[str, Any] = {}
         # The calls that run: the worker, and the shard that it makes or None if it starts.
         self._calls: dict[ObjectRef[Any], tuple[str, int | None]] = {}
-        self._started: list[str] = []
+        # The workers that have started, each with the shards that it makes.
+        self._in_flight: dict[str, set[int]] = {}
+        # The workers that were lost while they started, each with the time to try again.
+        self._start_at: dict[str, float] = {}
         self._todo: deque[int] = deque()
         self._losses: Counter[int] = Counter()
 
@@ -92,7 +96,7 @@ class _Driver:
             self._store.remove(SUCCESS)
             self._todo.extend(attempts)
             self._assign(attempts, progress)
-            while self._todo or any(shard is not None for _, shard in self._calls.values()):
+            while self._todo or any(self._in_flight.values()):
                 self._handle_next(len(shards), description, progress)
                 self._assign(attempts, progress)
         return progress.finish(self._store.finish(shards, rate))
@@ -126,58 +130,70 @@ class _Driver:
     def _wait_for_first_worker(self) -> dict[str, Any]:
         """Wait until a worker has loaded the model. Return what its shards depend on."""
         while True:
-            (call,), _ = ray.wait(list(self._calls))
+            call = self._wait()
             name, _ = self._calls.pop(call)
             try:
                 description: dict[str, Any] = ray.get(call)
             except _LOST as error:
                 self._restart(name, error)
             else:
-                self._started.append(name)
+                self._in_flight[name] = set()
                 return description
 
     def _handle_next(self, count: int, expected: dict[str, Any], progress: Progress) -> None:
         """Wait until a call ends. `count` is the number of shards, and `expected` the description of every worker."""
-        (call,), _ = ray.wait(list(self._calls))
+        call = self._wait()
         name, shard = self._calls.pop(call)
         try:
             result = ray.get(call)
         except _LOST as error:
-            lost = [shard, *(shard for other, shard in self._calls.values() if other == name)]
             self._calls = {call: running for call, running in self._calls.items() if running[0] != name}
+            lost = self._in_flight.get(name, set())
             self._restart(name, error)
-            for shard in lost:
-                if shard is not None:
-                    self._recover(shard, count, progress)
+            for lost_shard in sorted(lost, reverse=True):
+                self._recover(lost_shard, count, progress)
             return
         if shard is not None:
+            self._in_flight[name].remove(shard)
             progress.add_clips(result.counts["clips"])
             progress.add_shard(result)
         elif result == expected:
-            self._started.append(name)
+            self._in_flight[name] = set()
         else:
             self._refuse(name, result, expected)
 
+    def _wait(self) -> ObjectRef[Any]:
+        """Return the next call that ends. Meanwhile, start the workers whose time has come."""
+        while True:
+            for name in [name for name, start in self._start_at.items() if start <= time.monotonic()]:
+                del self._start_at[name]
+                self._start(name)
+            ready, _ = ray.wait(list(self._calls), timeout=RESTART_S) if self._calls else ([], [])
+            if ready:
+                return ready[0]
+            if not self._calls:
+                time.sleep(RESTART_S)
+
     def _restart(self, name: str, error: Exception) -> None:
         """Wait for a lost worker, which Ray restarts where there is room."""
-        if name in self._started:
+        if name in self._in_flight:
             _log.warning("%s was lost and will be restarted where there is room: %s", name, _first_line(error))
-            self._started.remove(name)
-        else:
-            time.sleep(1)  # it was lost while it started; a call to a worker that is not back yet fails at once
-        self._start(name)
+            del self._in_flight[name]
+            self._start(name)
+        else:  # lost while it started. A call to a worker that is not back yet fails at once
+            self._start_at[name] = time.monotonic() + RESTART_S
 
     def _assign(self, attempts: dict[int, int], progress: Progress) -> None:
         """Give shards to all workers that have started and can take more."""
-        for name in self._started:
-            while self._todo and self._can_take(name, self._todo[0]):
+        for name, own in self._in_flight.items():
+            while self._todo and self._can_take(own, self._todo[0]):
                 shard = self._todo.popleft()
+                own.add(shard)
                 call = self._workers[name].make.remote(shard, attempts[shard], progress.seen)
                 self._calls[call] = name, shard
 
-    def _can_take(self, name: str, shard: int) -> bool:
+    def _can_take(self, own: set[int], shard: int) -> bool:
         """A shard that has lost its worker is made alone, so that no other one is blamed if it happens again."""
-        own = [own for other, own in self._calls.values() if other == name and own is not None]
         return len(own) < SHARDS_IN_FLIGHT and not (own and any(self._losses[x] for x in [shard, *own]))
 
     def _recover(self, shard: int, count: int, progress: Progress) -> None:
