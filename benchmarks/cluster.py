@@ -8,11 +8,14 @@ cores, so the driver's CPU time per shard matters, not the shards per second. Ta
 """
 
 import json
+import multiprocessing
 import os
 import resource
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +43,7 @@ SHARDS_PER_WORKER, MIN_SHARDS = 16, 256
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         one_worker = compare_one_worker(Path(folder))
-        driver = [simulate(Path(folder), workers) for workers in WORKERS]
+        driver = [in_process(simulate, Path(folder), workers) for workers in WORKERS]
     result = {"machine": machine(), "one worker": one_worker, "driver": driver}
     (HERE / "cluster.json").write_text(json.dumps(result, indent=1) + "\n")
 
@@ -80,6 +83,12 @@ def compare_one_worker(folder: Path) -> dict[str, Any]:
     nodes.shutdown()
     medians = {way: statistics.median(values) for way, values in speeds.items()}
     return {"x real time": speeds, "ratio": medians["one Ray worker"] / medians["in process"]}
+
+
+def in_process(function: Callable[..., Any], *args: Any) -> Any:
+    """Call `function` in a process of its own, so that its memory is that of the driver."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
 
 
 class IdleWorker(ExtractWorker):

@@ -25,6 +25,7 @@ app.command("snax.files.command:encode", help="Encode audio files to codes: a.wa
 app.command("snax.files.command:decode", help="Decode files of codes to audio: a.codes.safetensors to a.snac.wav.")
 app.command("snax.files.command:reconstruct", help="Encode and decode audio files: a.wav to a.snac.wav.")
 app.command("snax.files.command:info", help="Print facts about models, audio files, files of codes and extractions.")
+app.command("snax.serve.command:serve", help="Decode streams of tokens to speech over WebSocket and HTTP.")
 app.command("snax.evaluate.command:report", help="Write an HTML page to compare audio before and after the codec.")
 app.command("snax.extract.command:extract", help="Tokenize a corpus to Parquet shards. Run it again to resume.")
 app.command("snax.train.command:train", help="Train or fine-tune a codec. Run it again to resume.")

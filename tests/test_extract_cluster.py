@@ -214,7 +214,7 @@ def test_a_clip_that_kills_its_decoder_goes_into_quarantine(
     assert reasons["001_float.wav"] == "the decoder process crashed (SIGABRT)."
     assert len(reasons) == 2
     shards = hashes(tmp_path / "out")
-    assert [name for name in shards if shards[name] != in_process[name]] == ["tokens-00008-of-00034.parquet"]
+    assert sum(shards[name] != in_process[name] for name in shards) == 1, "only the shard of that clip differs"
 
 
 def test_resumes_after_full_disk(folder: Path, in_process: dict[str, str], tmp_path: Path) -> None:

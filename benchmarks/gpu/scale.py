@@ -1,6 +1,5 @@
-"""Time packed rows, the extraction of a corpus and training steps."""
+"""Time packed rows and the extraction of a corpus."""
 
-import dataclasses
 import functools
 import json
 import os
@@ -12,33 +11,25 @@ from typing import Any
 import jax
 import numpy as np
 import soundfile
-import torch
 
 import snax
-from benchmarks import train
 from benchmarks.many import clips
 from snax.extract.config import ExtractConfig
 from snax.extract.run import extract
 
-from .common import draw_weights, in_process, median_seconds, peak_gib, save, snax_model
+from .common import draw_weights, in_process, peak_gib, save, snax_model
 
 NAME = "snac_24khz"
 # Rows per batch, and the length of a row in seconds. None: the default, 25.6 s at 24 kHz.
 ROWS: list[tuple[int, float | None]] = [(1, None), (4, None), (8, None), (16, None), (32, None), (16, 12.8), (4, 51.2)]
 PACKED_SECONDS = 4000
 CORPUS_RATE, CORPUS_SECONDS, COPIES = 16_000, 4000, 10
-# The recipe, examples per step, and whether discriminators are used.
-TRAIN_CASES = {
-    "mini_16khz, 64 x 0.64 s": ("mini_16khz", 64, False),
-    "snac_24khz, 16 x 0.85 s": ("snac_24khz", 16, False),
-    "snac_24khz with discriminators, 16 x 0.85 s": ("snac_24khz", 16, True),
-}
 
 
 def scale(folder: Path) -> None:
     draw_weights(folder, NAME)
     result: dict[str, Any] = {}
-    for part in (packed_rows, extraction, training):
+    for part in (packed_rows, extraction):
         result[part.__name__] = part(folder)
         save("scale", result)
 
@@ -102,32 +93,3 @@ def extract_corpus(folder: Path, corpus: Path) -> dict[str, Any]:
     start = time.perf_counter()
     summary = extract(model, ExtractConfig([str(corpus)], out=str(folder / "out")))
     return summary | {"wall": time.perf_counter() - start}
-
-
-def training(folder: Path) -> list[dict[str, Any]]:
-    rows = []
-    for case in TRAIN_CASES:
-        row: dict[str, Any] = {"case": case}
-        for dtype in ("float32", "bfloat16"):
-            for system in ("snax", "torch"):
-                row[f"{system}, {dtype}"] = in_process(time_steps, system, case, dtype)
-        rows.append(row)
-        print(json.dumps(row), flush=True)
-    return rows
-
-
-def time_steps(system: str, case: str, dtype: str) -> dict[str, float]:
-    """Return examples per second and the seconds of the first step."""
-    name, batch, adversarial = TRAIN_CASES[case]
-    config = dataclasses.replace(train.recipe(name), dtype=dtype)
-    model, audio = train.model_and_audio(config, batch)
-    torch.set_default_device("cuda")
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    start = time.perf_counter()
-    step = train.STEP[system](model, audio, config, adversarial)
-    print(f"{system}, {case}: state after {time.perf_counter() - start:.1f} s", flush=True)
-    with torch.autocast("cuda", torch.bfloat16, enabled=dtype == "bfloat16"):
-        step()
-        first = time.perf_counter() - start
-        print(f"{system}, {case}: first step after {first:.1f} s", flush=True)
-        return {"examples per second": batch / median_seconds(step), "first step": first}

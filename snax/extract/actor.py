@@ -23,10 +23,15 @@ _TPU_BOUNDS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1", 8: "2,4,1"}
 
 
 class ExtractWorker:
-    """Makes shards on the devices that Ray has assigned to it."""
+    """Makes shards on the devices that Ray has assigned to it.
 
-    def __init__(self, config: ExtractConfig):
-        self._config = config
+    Args:
+        config: the configuration of the extraction.
+        folder: the working directory of the driver, for relative paths.
+    """
+
+    def __init__(self, config: ExtractConfig, folder: str):
+        self._config, self._folder = config, folder
         self._shards: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
         self._results: dict[int, Future[Made]] = {}
         self._lock = threading.Lock()
@@ -34,6 +39,7 @@ class ExtractWorker:
 
     def start(self) -> dict[str, Any]:
         """Load the model. Returns what the bytes of the shards depend on, other than the inputs."""
+        os.chdir(self._folder)
         resources = ray.get_runtime_context().get_assigned_resources()
         cpus = int(resources["CPU"])
         os.environ["NPROC"] = str(cpus)  # XLA's threads. Ray does not limit a worker to its cores
@@ -69,11 +75,14 @@ class ExtractWorker:
                 self._results[made.shard].set_result(made)
 
             plan = Store(self._config.out).join(self._worker.made_with)
-            self._worker.make(plan, iter(self._shards.get, None), on_commit)
+            self._worker.make(plan, iter(self._shards.get, None), on_commit, on_error=self._fail)
         except BaseException as error:
-            for result in self._results.values():
-                if not result.done():
-                    result.set_exception(error)
+            for shard in self._results:
+                self._fail(shard, error)
+
+    def _fail(self, shard: int, error: BaseException) -> None:
+        if not self._results[shard].done():
+            self._results[shard].set_exception(error)
 
 
 class _Dashboard:

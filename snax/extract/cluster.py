@@ -7,6 +7,7 @@ the worker where there is room. https://docs.ray.io/en/latest/ray-core/actors.ht
 
 import hashlib
 import logging
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -114,7 +115,7 @@ class _Driver:
         while len(self._workers) < self._options.workers:
             name = f"snax-{job}-{len(self._workers)}"
             try:
-                self._workers[name] = actor.options(name=name, **options).remote(self._config)
+                self._workers[name] = actor.options(name=name, **options).remote(self._config, os.getcwd())
             except ValueError as error:  # the name is taken
                 if time.monotonic() > deadline:
                     raise ClusterError(

@@ -96,6 +96,7 @@ class Worker:
         attempts: Iterable[tuple[int, int]],
         on_commit: Callable[[Made], None],
         on_clip: Callable[[], Any] = lambda: None,
+        on_error: Callable[[int, Exception], None] = lambda shard, error: None,
     ) -> None:
         """Make shards, one after the other. The decoders work ahead on the next shard if `attempts` has one.
 
@@ -104,6 +105,8 @@ class Worker:
             attempts: the shards to make, each with the number of this attempt.
             on_commit: called for each shard when it is committed, from another thread.
             on_clip: called for each clip when it is decoded.
+            on_error: called if a shard cannot be written, from another thread. The error is also raised, but not before
+                the next shard comes from `attempts`.
 
         Raises:
             TooManyUnreadableError: if more clips than `config.max_quarantined` are in quarantine.
@@ -119,8 +122,12 @@ class Worker:
         writer, writes = ThreadPoolExecutor(1, "writer"), deque[Future[None]]()
 
         def commit(builder: "_ShardBuilder", sidecar: dict[str, Any], made: Made) -> None:
-            table = to_parquet(builder.rows, self._model.config, config.tokens, made_with)
-            store.commit(builder.shard, len(shards), table, sidecar)
+            try:
+                table = to_parquet(builder.rows, self._model.config, config.tokens, made_with)
+                store.commit(builder.shard, len(shards), table, sidecar)
+            except Exception as error:
+                on_error(builder.shard, error)
+                raise
             on_commit(made)
 
         try:

@@ -1,0 +1,18 @@
+"""The command `snax serve`."""
+
+from .. import extras
+from .config import ServeConfig
+
+
+def serve(config: ServeConfig = ServeConfig()) -> int:  # noqa: B008  # immutable
+    """Decode streams of tokens to speech over WebSocket and HTTP. See docs/serving.md."""
+    try:
+        import websockets  # noqa: F401  # uvicorn would start without it, and refuse all WebSockets
+
+        from .. import compilation_cache
+        from . import app
+    except ImportError as error:
+        raise extras.missing(error, "serve") from error
+    compilation_cache.enable()
+    app.run(config)
+    return 0
