@@ -28,7 +28,16 @@ NEWEST = ["--upgrade", "jax", "flax", "orbax-checkpoint"]
 def tests(session: nox.Session, versions: list[str]) -> None:
     """Run the tests that need no torch."""
     session.chdir(ROOT)
-    session.install("--editable", ".[av,eval,train]", "beartype", "hypothesis", "playwright", "pytest", *versions)
+    session.install(
+        "--editable",
+        ".[av,cluster,eval,serve,train]",
+        "beartype",
+        "httpx2",
+        "hypothesis",
+        "playwright",
+        "pytest",
+        *versions,
+    )
     session.run("python", "-c", "import flax, jax; print('jax', jax.__version__, 'flax', flax.__version__)")
     files = [path for path in sorted((ROOT / "tests").glob("test_*.py")) if path.name not in EXCLUDED]
     files = [path for path in files if not NEED_TORCH.search(path.read_text())]

@@ -22,8 +22,8 @@ def streams(folder: Path) -> None:
     rows = []
     for slots in SLOTS:
         row: dict[str, Any] = {"slots": slots}
-        for system in (time_pool, time_window):
-            row[system.__name__] = in_process(system, folder, slots)
+        row["StreamPool"] = in_process(time_pool, folder, slots)
+        row["sliding window, torch"] = in_process(time_window, folder, slots)
         rows.append(row)
         print(json.dumps(row), flush=True)
         save("streams", {"frame ms": serving.FRAME_MS, "rows": rows})

@@ -1,8 +1,9 @@
-"""Time training steps. All processes compile at once and then take turns."""
+"""Time training steps. The processes of a case compile at once and then take turns."""
 
 import contextlib
 import dataclasses
 import itertools
+import json
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,16 +25,26 @@ CASES = {
 
 
 def training(folder: Path) -> None:
-    keys = list(itertools.product(CASES, ("float32", "bfloat16"), ("snax", "torch")))
-    rows: dict[str, dict[str, Any]] = {case: {"case": case} for case in CASES}
-    with contextlib.ExitStack() as stack:
-        workers = {key: stack.enter_context(worker(serve_steps, *key)) for key in keys}
-        for pipe in workers.values():
-            pipe.recv()  # has compiled
-        for (case, dtype, system), pipe in workers.items():
-            rows[case][f"{system}, {dtype}"] = ask(pipe, "time")
-            print(case, dtype, system, rows[case][f"{system}, {dtype}"], flush=True)
-            save("training", {"rows": list(rows.values())})
+    rows = []
+    for case in CASES:
+        row: dict[str, Any] = {"case": case}
+        with contextlib.ExitStack() as stack:
+            keys = list(itertools.product(("float32", "bfloat16"), ("snax", "torch")))
+            workers = {key: stack.enter_context(worker(serve_steps, case, *key)) for key in keys}
+            failed = [key for key, pipe in workers.items() if not is_ready(pipe)]
+            for (dtype, system), pipe in workers.items():
+                row[f"{system}, {dtype}"] = "failed" if (dtype, system) in failed else ask(pipe, "time")
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+        save("training", {"rows": rows})
+
+
+def is_ready(pipe: Connection) -> bool:
+    """Wait until a process has compiled its step. Returns whether it could."""
+    try:
+        return bool(pipe.recv())
+    except EOFError:
+        return False
 
 
 def serve_steps(pipe: Connection, case: str, dtype: str, system: str) -> None:

@@ -111,6 +111,16 @@ class Server(uvicorn.Server):
             )
         )
 
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until a signal.
+
+        Raises:
+            RuntimeError: if a step fails, after which no stream can go on.
+        """
+        super().run(sockets)
+        if self._service.error is not None:
+            raise RuntimeError("A decoding step failed.") from self._service.error
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Compile, listen, and log the address."""
         await super().startup(sockets)
@@ -128,9 +138,8 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Return whether to exit. uvicorn calls this ten times per second."""
-        if self._service.error is not None:
-            raise RuntimeError("A decoding step failed, so no stream can go on.") from self._service.error
-        if self._service.draining and (not self.server_state.tasks or time.monotonic() > self._deadline):
+        is_drained = not self.server_state.tasks or time.monotonic() > self._deadline
+        if self._service.error is not None or (self._service.draining and is_drained):
             self.should_exit = True
         return await super().on_tick(counter)
 

@@ -4,7 +4,7 @@ from .. import extras
 from .config import ServeConfig
 
 
-def serve(config: ServeConfig = ServeConfig()) -> int:  # noqa: B008  # immutable
+def serve(config: ServeConfig = ServeConfig()) -> int:
     """Decode streams of tokens to speech over WebSocket and HTTP. See docs/serving.md."""
     try:
         import websockets  # noqa: F401  # uvicorn would start without it, and refuse all WebSockets
