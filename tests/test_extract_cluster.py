@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -357,3 +358,28 @@ def test_a_worker_isolates_the_tpu_chips_of_its_host(
     }
     assert environment | expected == environment
     assert hashes(tmp_path / "out") == in_process
+
+
+def test_workers_have_metrics(folder: Path, tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's dashboard and Prometheus read them from a port of each node."""
+
+    class Reading(driver.ExtractWorker):
+        def make(self, shard: int, attempt: int, seen: dict[str, int]) -> driver.Made:
+            if shard == 20:
+                text, deadline = "", time.monotonic() + 60
+                while "snax_x_real_time{" not in text and time.monotonic() < deadline:
+                    time.sleep(1)
+                    ports = [node["MetricsExportPort"] for node in ray.nodes() if node["Resources"].get("CPU")]
+                    text = urllib.request.urlopen(f"http://127.0.0.1:{ports[0]}").read().decode()
+                (tmp_path / "metrics.txt").write_text(text)
+            return super().make(shard, attempt, seen)
+
+    monkeypatch.setattr(driver, "ExtractWorker", Reading)
+    cluster.add_node(num_cpus=1)
+    driver.extract(config(folder, tmp_path / "out"), options(cluster, 1))
+    lines = [line for line in (tmp_path / "metrics.txt").read_text().splitlines() if "ray_snax_" in line]
+    values = {line.partition("{")[0]: float(line.split()[-1]) for line in lines if not line.startswith("#")}
+    assert 0 < values["ray_snax_clips_total"] <= 20 * 4
+    assert 0 < values["ray_snax_hours_total"] < 1
+    assert values["ray_snax_x_real_time"] > 0
+    assert 'worker="snax-' in lines[-1]

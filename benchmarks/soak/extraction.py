@@ -1,22 +1,13 @@
-"""Soak tests, which run for hours: `python -m benchmarks.soak streaming|extraction [HOURS]`.
+"""Extract shards with two processes from copies of 1,500 clips, a tar archive and a Parquet table among them.
 
-streaming: decode one endless stream, one coarse frame per step. The codes repeat. The samples of every round must equal
-those of the round before, and memory must not grow.
-
-extraction: two processes extract shards from copies of 1,500 clips, a tar archive and a Parquet table among them. They
-are killed and their output files are damaged, again and again. In the end every clip of every copy must be in the
-shards once, with the codes of an undisturbed run.
-
-Both use snac_24khz with random weights. Results and the memory over time go to benchmarks/soak.json.
+The processes are killed and their output files are damaged, again and again. In the end every clip of every copy must
+be in the shards once, with the codes of an undisturbed run. The model is snac_24khz with random weights.
 """
 
-import datetime
-import json
 import os
 import random
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -26,60 +17,14 @@ from typing import Any
 
 import numpy as np
 from flax import nnx
+from helpers import corpora, jobs
 
 import snax
-from benchmarks.speed import machine
+from benchmarks.soak.processes import memory_mb, session
 from snax.codec.config import PUBLISHED_CONFIGS
-
-HERE = Path(__file__).parent
-
-
-def main() -> None:
-    name, hours = sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else 1.0
-    result = {"streaming": streaming, "extraction": extraction}[name](3600 * hours)
-    path = HERE / "soak.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
-    results[name] = {"date": datetime.date.today().isoformat(), "device": machine()["device"], **result}
-    path.write_text(json.dumps(results, indent=1) + "\n")
-    print(json.dumps(results[name], indent=1))
-
-
-def streaming(seconds: float) -> dict[str, Any]:
-    config = PUBLISHED_CONFIGS["snac_24khz"]
-    model = snax.SNAC(config, rngs=nnx.Rngs(0))
-    rng, groups = np.random.default_rng(0), 50  # 4.3 s
-    per_group = [max(config.vq_strides) // stride for stride in config.vq_strides]
-    codes = [rng.integers(config.codebook_size, size=(groups, 1, count), dtype=np.int32) for count in per_group]
-    decoder = snax.StreamDecoder(model)
-    state, rounds, memory = decoder.init_state(), 0, []
-    previous: np.ndarray | None = None
-    start, next_sample = time.monotonic(), 0.0
-    while (now := time.monotonic() - start) < seconds:
-        steps = []
-        for group in range(groups):
-            state, audio = decoder.step(state, tuple(level[group] for level in codes))
-            steps.append(np.asarray(audio))
-        samples = np.concatenate(steps, axis=-1)
-        if rounds >= 2:  # the first round starts without a past and is shorter by the latency
-            assert previous is not None
-            np.testing.assert_array_equal(samples, previous)
-        previous, rounds = samples, rounds + 1
-        if now >= next_sample:
-            memory.append(memory_mb([os.getpid()]))
-            next_sample += 60
-    audio_seconds = rounds * groups * config.hop_length * max(config.vq_strides) / config.sampling_rate
-    return {
-        "hours": seconds / 3600,
-        "hours_of_audio": round(audio_seconds / 3600, 2),
-        "rounds_that_sound_alike": rounds - 2,
-        "MB_each_minute": memory,
-    }
 
 
 def extraction(seconds: float) -> dict[str, Any]:
-    sys.path.insert(0, str(HERE.parent / "tests"))
-    from helpers import corpora, jobs
-
     rng, counts, memory = random.Random(0), Counter[str](), []
     with tempfile.TemporaryDirectory() as name:
         folder, out = Path(name), Path(name, "out")
@@ -163,31 +108,3 @@ def damage(out: Path, rng: random.Random) -> int:
             case _:
                 path.unlink()
     return len(victims)
-
-
-def session(leader: int) -> Iterator[int]:
-    """Yield the processes of the leader's session: those that it started, and itself."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[3]) == leader:
-                yield int(entry.name)
-
-
-def memory_mb(pids: list[int]) -> int:
-    """Return the memory of processes in MB. Shared pages count once (proportional set size)."""
-    total = 0
-    for pid in pids:
-        try:
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        except OSError:  # the process has ended
-            continue
-        total += next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
-    return total // 1024
-
-
-if __name__ == "__main__":
-    main()
