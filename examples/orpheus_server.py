@@ -28,7 +28,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 import snax
-from snax.serve.app import wav_header
+from snax.serve.requests import wav_header
 from snax.serve.service import BusyError, Service, Session
 from snax.tokens import ORPHEUS_NUMBERS, TokenParser
 

@@ -32,8 +32,8 @@ from websockets.exceptions import ConnectionClosed, ConnectionClosedError, Inval
 from websockets.sync.client import ClientConnection, connect
 
 import snax
-from snax.serve import app
 from snax.serve.config import ServeConfig
+from snax.serve.server import Server, bind
 from snax.serve.service import BusyError, Service
 from snax.tokens import ORPHEUS_NUMBERS, token_layout
 
@@ -83,7 +83,7 @@ class Running:
 
     url: str
     http: httpx2.Client
-    server: app.Server | None = None
+    server: Server | None = None
 
     def connect(self, query: str = "", **options: Any) -> ClientConnection:
         url = self.url.replace("http://", "ws://") + f"/v1/stream?{query}"
@@ -155,12 +155,16 @@ class _Ready(logging.Handler):
 @contextlib.contextmanager
 def serving(model: snax.SNAC, **options: Any) -> Iterator[Running]:
     """Run a server in a thread."""
-    config, logger, ready = ServeConfig(model="small", port=0, **options), logging.getLogger("snax.serve.app"), _Ready()
+    config, logger, ready = (
+        ServeConfig(model="small", port=0, **options),
+        logging.getLogger("snax.serve.server"),
+        _Ready(),
+    )
     logger.addHandler(ready)
     logger.setLevel(logging.INFO)
-    with app.bind(config) as listener:
+    with bind(config) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server = app.Server(model, config)
+        server = Server(model, config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
@@ -688,15 +692,15 @@ def test_step_that_fails() -> None:
             assert "out of memory" in str(service.error)
 
     asyncio.run(run())
-    with app.bind(ServeConfig(port=0)) as listener:
-        server = app.Server(small.model(CONFIG), ServeConfig())
+    with bind(ServeConfig(port=0)) as listener:
+        server = Server(small.model(CONFIG), ServeConfig())
         server._service.error = RuntimeError("out of memory")
         with pytest.raises(RuntimeError, match="A decoding step failed"):
             server.run(sockets=[listener])
 
 
 def test_default_host_is_loopback() -> None:
-    with app.bind(ServeConfig(port=0)) as listener:
+    with bind(ServeConfig(port=0)) as listener:
         assert listener.getsockname()[0] == "127.0.0.1"
 
 

@@ -40,7 +40,7 @@ def pool(seconds: float) -> dict[str, Any]:
         "hours": round((time.monotonic() - start) / 3600, 2),
         "streams": counts["streams"],
         "streams_aborted": counts["aborted"],
-        "streams_that_equal_decode_or_encode": counts["ended"],  # all others: asserted by `run_at_random`
+        "streams_that_equal_decode_or_encode": counts["ended"],  # asserted by `run_at_random`
         "steps": counts["steps"],
         "pools": pool_of.cache_info().currsize,
         "MB_each_minute": memory,
@@ -49,9 +49,6 @@ def pool(seconds: float) -> dict[str, Any]:
 
 @functools.cache  # slots are reused for hours
 def pool_of(kind: str, name: str, slots: int) -> Any:
-    model = small.variant(name)
-    return (
-        snax.StreamEncoderPool(model, slots)
-        if kind == "encode"
-        else snax.StreamPool(model, slots, noise=kind == "noise")
-    )
+    if kind == "encode":
+        return snax.StreamEncoderPool(small.variant(name), slots)
+    return snax.StreamPool(small.variant(name), slots, noise=kind == "noise")

@@ -1,48 +1,24 @@
-"""The WebSocket and HTTP interface of a `Service`, and its server."""
+"""The WebSocket and HTTP interface of a `Service`."""
 
 import asyncio
 import contextlib
 import json
-import logging
-import socket
-import struct
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from types import FrameType
-from typing import Any, NamedTuple, NoReturn, cast, get_args
+from typing import Any, NamedTuple, NoReturn
 
-import numpy as np
-import uvicorn
-from jaxtyping import Int32
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
-from starlette.datastructures import QueryParams
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from .. import json_text
 from ..codec.config import SNACConfig
-from ..codec.model import SNAC
-from ..tokens.layout import ORPHEUS, ORPHEUS_NUMBERS, TokenLayout, token_layout
-from ..tokens.parser import OnError, TokenParser
-from ..weights import pretrained
 from .config import ServeConfig
 from .metrics import Result
+from .requests import Codes, Options, Tokens, UnsupportedError, content_type, parse_options, wav_header
 from .service import BusyError, Service, Session, TooLongError
-
-_log = logging.getLogger(__name__)
-
-# Seconds for clients to take what the operating system has not sent when the last stream ends.
-FLUSH_SECONDS = 5
-
-Codes = tuple[Int32[np.ndarray, " _"], ...]
-
-
-class UnsupportedError(ValueError):
-    """A type of data that the server does not take."""
 
 
 class Failure(NamedTuple):
@@ -54,97 +30,7 @@ class Failure(NamedTuple):
     message: str
 
 
-def run(config: ServeConfig) -> None:
-    """Serve until SIGTERM or SIGINT.
-
-    Raises:
-        OSError: if the port cannot be opened.
-        ValueError, ConnectionError, FileNotFoundError: if the model cannot be loaded, as in `snax.load`.
-    """
-    with bind(config) as listener:  # before the slow parts, so that a wrong port fails at once
-        Server(pretrained.load(config.model), config).run(sockets=[listener])
-
-
-def bind(config: ServeConfig) -> socket.socket:
-    """Bind a socket, without listening yet."""
-    with contextlib.ExitStack() as on_error:
-        try:
-            info = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
-            listener = on_error.enter_context(socket.socket(*info[:3]))
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if hasattr(socket, "TCP_USER_TIMEOUT"):
-                # Accepted sockets inherit it. Without it, a client that stops reading would keep its buffers for ever.
-                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * config.idle_timeout))
-            listener.bind(info[4])
-        except OSError as error:
-            raise OSError(
-                f"{config.host}:{config.port} cannot be opened: {error}. Use another --host or --port (0: any free)."
-            ) from error
-        on_error.pop_all()
-    return listener
-
-
-class Server(uvicorn.Server):
-    """A server that finishes its streams before it exits.
-
-    Args:
-        model: the codec.
-        config: the configuration.
-    """
-
-    def __init__(self, model: SNAC, config: ServeConfig):
-        self._service = Service(model, config.slots, max_wait=config.max_wait, max_seconds=config.max_seconds)
-        self._serve_config, self._deadline = config, 0.0
-        super().__init__(
-            uvicorn.Config(
-                _App(self._service, model.config, config).starlette,
-                lifespan="on",
-                ws_max_size=config.max_message,
-                # Pings would close a connection whose client waits for its own input to be read. `idle_timeout` and
-                # TCP_USER_TIMEOUT find clients that have vanished.
-                ws_ping_interval=None,
-                ws_per_message_deflate=False,  # audio hardly shrinks
-                timeout_graceful_shutdown=FLUSH_SECONDS,
-                log_config=None,
-                log_level="warning",
-                access_log=False,
-            )
-        )
-
-    def run(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve until a signal.
-
-        Raises:
-            RuntimeError: if a step fails, after which no stream can go on.
-        """
-        super().run(sockets)
-        if self._service.error is not None:
-            raise RuntimeError("A decoding step failed.") from self._service.error
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Compile, listen, and log the address."""
-        await super().startup(sockets)
-        host, port = self.servers[0].sockets[0].getsockname()[:2]
-        _log.info("ready on http://%s:%d", f"[{host}]" if ":" in host else host, port)
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain at the first signal, and exit at the second. uvicorn would close all WebSockets at the first."""
-        if self._service.draining:
-            super().handle_exit(sig, frame)
-            self.force_exit = True
-        else:
-            self._deadline = time.monotonic() + self._serve_config.drain_seconds
-            self._service.draining = True
-
-    async def on_tick(self, counter: int) -> bool:
-        """Return whether to exit. uvicorn calls this ten times per second."""
-        is_drained = not self.server_state.tasks or time.monotonic() > self._deadline
-        if self._service.error is not None or (self._service.draining and is_drained):
-            self.should_exit = True
-        return await super().on_tick(counter)
-
-
-class _App:
+class App:
     """The routes of the server."""
 
     def __init__(self, service: Service, codec: SNACConfig, config: ServeConfig):
@@ -184,7 +70,7 @@ class _App:
         tokens = None
         result: Result = "disconnected"
         try:
-            options = _options(websocket.query_params, self._codec, "pcm")
+            options = parse_options(websocket.query_params, self._codec, "pcm")
             tokens = options.tokens
             with contextlib.closing(await self._service.open()) as session:
                 await websocket.accept()
@@ -206,7 +92,7 @@ class _App:
             self._service.metrics.count_stream(result, tokens.dropped if tokens else 0)
 
     async def _receive_messages(
-        self, websocket: WebSocket, session: Session, tokens: "_Tokens", touch: Callable[[], None]
+        self, websocket: WebSocket, session: Session, tokens: Tokens, touch: Callable[[], None]
     ) -> NoReturn:
         ended = False
         while True:
@@ -221,7 +107,7 @@ class _App:
                 await session.feed(tokens.feed(data))
 
     async def _send_messages(
-        self, websocket: WebSocket, session: Session, options: "_Options", touch: Callable[[], None]
+        self, websocket: WebSocket, session: Session, options: Options, touch: Callable[[], None]
     ) -> None:
         async def send(message: Coroutine[Any, Any, None]) -> None:
             try:
@@ -251,8 +137,8 @@ class _App:
     async def audio(self, request: Request) -> ASGIApp:
         """Decode the tokens of a body."""
         try:
-            options = _options(request.query_params, self._codec, "wav")
-            content = _content_type(request)
+            options = parse_options(request.query_params, self._codec, "wav")
+            content = content_type(request)
             body = await self._body(request)
             # In a thread: a million tokens take half a second.
             codes = await asyncio.to_thread(options.tokens.feed_body, content, body)
@@ -299,7 +185,7 @@ class _App:
                     raise error
         return bytes(body)
 
-    def _check_length(self, codes: Codes, tokens: "_Tokens") -> None:
+    def _check_length(self, codes: Codes, tokens: Tokens) -> None:
         seconds = self._samples(codes) / self._codec.sampling_rate
         if not seconds:
             raise ValueError(
@@ -321,7 +207,7 @@ class _App:
         return len(codes[0]) * self._codec.vq_strides[0] * self._codec.hop_length
 
     async def _send_body(
-        self, send: Send, session: Session, options: "_Options", samples: int, touch: Callable[[], None]
+        self, send: Send, session: Session, options: Options, samples: int, touch: Callable[[], None]
     ) -> None:
         async def send_part(data: bytes, more: bool = True) -> None:
             await send({"type": "http.response.body", "body": data, "more_body": more})
@@ -370,106 +256,6 @@ class _App:
         raise error
 
 
-class _Tokens:
-    """The tokens of a stream: either all as text, or all as ids."""
-
-    def __init__(self, layout: TokenLayout, on_error: OnError):
-        self.layout = layout
-        self._on_error = on_error
-        self._parser = TokenParser(layout, on_error)
-        self._is_text: bool | None = None
-
-    @property
-    def dropped(self) -> int:
-        """Number of tokens that were dropped."""
-        return self._parser.dropped
-
-    def feed(self, data: str | bytes | list[int]) -> Codes:
-        """Return the codes that are complete with these tokens.
-
-        Raises:
-            UnsupportedError: if text follows ids, or ids follow text.
-            ValueError: if ids are not int32, or, for `on_error="raise"`, if a token is not a code of the next slot.
-        """
-        is_text = isinstance(data, str)
-        if self._is_text is None and is_text and self.layout is ORPHEUS:
-            self._parser = TokenParser(ORPHEUS_NUMBERS, self._on_error)
-        if self._is_text not in (None, is_text):
-            raise UnsupportedError("A stream is either text messages or binary messages, got both. Send one kind.")
-        self._is_text = is_text
-        if isinstance(data, str):
-            return self._parser.feed_text(data)
-        if isinstance(data, list):
-            return self._parser.feed(data)
-        if len(data) % 4:
-            raise ValueError(f"Ids must be little-endian int32, 4 bytes each, got {len(data)} bytes.")
-        return self._parser.feed(np.frombuffer(data, "<i4").tolist())
-
-    def feed_body(self, content: str, body: bytes) -> Codes:
-        """Return the codes of a body.
-
-        Raises:
-            ValueError: as `feed`, or if the body is not of the content type.
-        """
-        if content == "application/octet-stream":
-            return self.feed(body)
-        if content == "text/plain":
-            try:
-                return self.feed(body.decode())
-            except UnicodeDecodeError as error:
-                raise ValueError(f"The text must be UTF-8: {error}.") from None
-        try:
-            parsed = json_text.parse(body)
-        except ValueError as error:
-            raise ValueError(f'The body must be JSON, {{"tokens": [...]}}: {error}') from None
-        ids = parsed.get("tokens") if isinstance(parsed, dict) else None
-        if not isinstance(ids, list) or any(type(i) is not int for i in ids):
-            raise ValueError(f'The body must be {{"tokens": [...]}} with integers, got {body[:40]!r}.')
-        return self.feed(ids)
-
-
-class _Options(NamedTuple):
-    """The parameters of a request."""
-
-    format: str
-    tokens: _Tokens
-
-
-def _options(query: QueryParams, codec: SNACConfig, default_format: str) -> _Options:
-    values = {
-        "format": ("pcm", "wav"),
-        "layout": ("orpheus", "shared", "separate"),
-        "on_error": get_args(OnError),
-    }
-    for name, value in query.multi_items():
-        if name not in values:
-            raise ValueError(f"The parameter `{name}` is not known. There are {', '.join(values)}.")
-        if value not in values[name]:
-            raise ValueError(f"`{name}` (={value!r}) must be one of {', '.join(values[name])}.")
-    name = query.get("layout") or _default_layout(codec)
-    on_error = query.get("on_error", "skip" if name == "shared" else "resync")
-    tokens = _Tokens(token_layout(name, codec), cast(OnError, on_error))
-    return _Options(query.get("format", default_format), tokens)
-
-
-def _default_layout(codec: SNACConfig) -> str:
-    try:
-        token_layout("orpheus", codec)
-    except ValueError:
-        return "separate"
-    return "orpheus"
-
-
-def _content_type(request: Request) -> str:
-    content = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content not in ("text/plain", "application/octet-stream", "application/json"):
-        raise UnsupportedError(
-            f"Content-Type is {content!r}, expected text/plain (text with <custom_token_N>), "
-            'application/octet-stream (int32 ids) or application/json ({"tokens": [...]}).'
-        )
-    return content
-
-
 def _error_response(failure: Failure) -> Response:
     headers = {"Retry-After": "1"} if failure.status == 503 else None
     return JSONResponse({"error": failure.message}, failure.status, headers)
@@ -510,11 +296,3 @@ async def _run_until_first_ends(first: Coroutine[Any, Any, None], *others: Corou
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def wav_header(sampling_rate: int, samples: int | None) -> bytes:
-    """Return the header of mono int16 audio. A length of 0xFFFFFFFF means that it is not known."""
-    data = 0xFFFFFFFF if samples is None else 2 * samples
-    riff = 0xFFFFFFFF if samples is None else 36 + data
-    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, sampling_rate, 2 * sampling_rate, 2, 16)
-    return struct.pack("<4sI4s", b"RIFF", riff, b"WAVE") + form + struct.pack("<4sI", b"data", data)

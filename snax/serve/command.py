@@ -10,9 +10,9 @@ def serve(config: ServeConfig = ServeConfig()) -> int:
         import websockets  # noqa: F401  # uvicorn would start without it, and refuse all WebSockets
 
         from .. import compilation_cache
-        from . import app
+        from . import server
     except ImportError as error:
         raise extras.missing(error, "serve") from error
     compilation_cache.enable()
-    app.run(config)
+    server.run(config)
     return 0
