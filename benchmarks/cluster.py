@@ -4,9 +4,10 @@ One worker on all cores, beside `snax extract` in one process. They take turns o
 architecture in float32. The speed is that from the first committed shard to the last.
 
 Then what one driver can feed: workers that commit shards without encoding anything. All of them share this machine's
-cores, so the driver's CPU time per shard matters, not the shards per second. Takes about ten minutes.
+cores, so the driver's CPU time per shard matters, not the shards per second. Takes about 15 minutes.
 """
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -113,8 +114,10 @@ def simulate(folder: Path, workers: int) -> dict[str, Any]:
     for i in range(1, shards):
         os.link(corpus / "00000.wav", corpus / f"{i:05}.wav")
     os.environ["SHARDS"] = str(shards)
+    os.environ["PYTHONPATH"] = str(HERE.parent)  # for the class of the workers
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": workers})
-    cluster.ExtractWorker = IdleWorker
+    # The class that Ray's workers can import. In this process the module is `__mp_main__`.
+    cluster.ExtractWorker = importlib.import_module("benchmarks.cluster").IdleWorker
     config = ExtractConfig([str(corpus)], out=str(folder / f"out of {workers}"), clips_per_shard=1)
     times: list[tuple[float, float]] = []  # wall and CPU at each commit
     options = RayOptions(workers=workers, ray_address=nodes.address, worker_cpus=1)

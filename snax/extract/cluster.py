@@ -177,6 +177,10 @@ class _Driver:
 
     def _restart(self, name: str, error: Exception) -> None:
         """Wait for a lost worker, which Ray restarts where there is room."""
+        if getattr(error, "actor_init_failed", False):
+            raise ClusterError(
+                f"{name} cannot be created. Is the same version of snax installed on all nodes? {error}"
+            ) from error
         if name in self._in_flight:
             _log.warning("%s was lost and will be restarted where there is room: %s", name, _first_line(error))
             del self._in_flight[name]
