@@ -17,7 +17,7 @@ import argparse
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import httpx2
 import uvicorn
@@ -56,7 +56,7 @@ document.querySelector("form").onsubmit = event => {
 class SpeechResponse(StreamingResponse):
     """A WAV file of what a language model generates, while it generates it. Closes the session at the end."""
 
-    def __init__(self, service: Service, session: Session, pieces: AsyncIterator[str]):
+    def __init__(self, service: Service, session: Session, pieces: AsyncGenerator[str]):
         super().__init__(self._wav(service.sampling_rate, session, pieces), media_type="audio/wav")
         self._session = session
 
@@ -65,30 +65,31 @@ class SpeechResponse(StreamingResponse):
             await super().__call__(scope, receive, send)
 
     @staticmethod
-    async def _wav(sampling_rate: int, session: Session, pieces: AsyncIterator[str]) -> AsyncIterator[bytes]:
+    async def _wav(sampling_rate: int, session: Session, pieces: AsyncGenerator[str]) -> AsyncIterator[bytes]:
         feeding = asyncio.create_task(feed(session, pieces))
         try:
             yield wav_header(sampling_rate, None)
             async for samples in session:
                 yield samples.astype("<i2").tobytes()
             await feeding
-        finally:  # also if the caller has gone: the language model should stop
+        finally:  # also if the caller has gone
             feeding.cancel()
 
 
-async def feed(session: Session, pieces: AsyncIterator[str]) -> None:
+async def feed(session: Session, pieces: AsyncGenerator[str]) -> None:
     """Feed a stream with pieces of text."""
     parser = TokenParser(ORPHEUS_NUMBERS)
     try:
-        async for piece in pieces:
-            await session.feed(parser.feed_text(piece))
+        async with contextlib.aclosing(pieces):  # so that the language model stops if this is cancelled
+            async for piece in pieces:
+                await session.feed(parser.feed_text(piece))
         session.end()
     except Exception:
         session.close()  # ends the audio
         raise
 
 
-async def generate(llm: httpx2.AsyncClient, text: str, voice: str) -> AsyncIterator[str]:
+async def generate(llm: httpx2.AsyncClient, text: str, voice: str) -> AsyncGenerator[str]:
     """Yield the pieces of text that the language model generates."""
     body = SAMPLING | {"stream": True, "max_tokens": MAX_TOKENS, "prompt": PROMPT.format(text=text, voice=voice)}
     async with llm.stream("POST", "completions", json=body) as response:

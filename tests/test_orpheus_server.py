@@ -60,7 +60,7 @@ class Replay:
                 yield f"data: {json.dumps({'choices': [{'text': piece}]})}\n\n"
                 await asyncio.sleep(0)
             yield "data: [DONE]\n\n"
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):
             self.stopped.set()
             raise
 
