@@ -6,8 +6,8 @@ from .inference.packing import EncodedClip as EncodedClip
 from .inference.packing import decode_many as decode_many
 from .inference.packing import encode_many as encode_many
 from .inference.pool import PoolFullError as PoolFullError
-from .inference.pool import StreamEncoderPool as StreamEncoderPool
-from .inference.pool import StreamPool as StreamPool
+from .inference.stream_pools import StreamEncoderPool as StreamEncoderPool
+from .inference.stream_pools import StreamPool as StreamPool
 from .inference.streaming import StreamDecoder as StreamDecoder
 from .inference.streaming import StreamEncoder as StreamEncoder
 from .weights.checkpoint import save as save

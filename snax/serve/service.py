@@ -12,8 +12,9 @@ import numpy as np
 from jaxtyping import Int16, Integer
 
 from ..codec.model import SNAC
-from ..inference.pool import PoolStream, StreamPool
+from ..inference.pool import PoolStream
 from ..inference.steps import decoder_widths
+from ..inference.stream_pools import StreamPool
 from .metrics import Metrics
 
 # Seconds of audio by which the codes that a stream has got may be ahead of the audio that it has returned. More would
