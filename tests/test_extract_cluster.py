@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import ray
 from helpers import corpora, jobs, small
-from helpers.jobs import finish, hashes
+from helpers.jobs import finish, hashes, ray_processes, ray_workers
 from ray.cluster_utils import Cluster
 
 import snax
@@ -52,7 +52,7 @@ def cluster(one_ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     yield cluster
     cluster.shutdown()
-    wait_until(lambda: not worker_pids(), "a worker or decoder is still running")
+    wait_until(lambda: not ray_processes(), "a worker or decoder is still running")
 
 
 def command(folder: Path, out: Path, **options: Any) -> list[str]:
@@ -67,23 +67,6 @@ def start(folder: Path, out: Path, cluster: Cluster, workers: int) -> "subproces
 
 def committed(out: Path) -> int:
     return len(list(out.glob("_snax/0*.json")))
-
-
-def worker_pids() -> list[int]:
-    """Return the processes of workers and of their decoders."""
-    pids = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            line, environment = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
-        except OSError:
-            continue
-        if b"RAY_RAYLET_PID=" in environment and (b"ray::ExtractWorker" in line or b"snax.data.decoding" in line):
-            pids.append(int(entry.name))
-    return pids
-
-
-def workers() -> list[int]:
-    return [pid for pid in worker_pids() if b"ray::" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def wait_until(condition: Any, message: str, timeout: float = 60) -> None:
@@ -114,7 +97,7 @@ def test_workers_and_nodes_come_and_go(
     lost_node = cluster.add_node(num_cpus=1)
     process = start(folder, out, cluster, 3)
     wait_until(lambda: committed(out) > 2, "nothing was committed")
-    os.kill(rng.choice(workers()), signal.SIGKILL)
+    os.kill(rng.choice(ray_workers()), signal.SIGKILL)
     wait_until(lambda: committed(out) > 6, "nothing was committed after a worker was killed")
     cluster.remove_node(lost_node, allow_graceful=False)
     cluster.add_node(num_cpus=1)
@@ -135,7 +118,7 @@ def test_resumes_after_the_driver_is_stopped(
     process.send_signal(number)
     process.communicate(timeout=10)
     assert process.returncode == (75 if number == signal.SIGTERM else -number)
-    wait_until(lambda: not worker_pids(), "a worker or decoder outlives the driver")
+    wait_until(lambda: not ray_processes(), "a worker or decoder outlives the driver")
     assert committed(out) < corpora.MIXED_SHARDS
     finish([start(folder, out, cluster, 1)])  # the number of workers may change
     assert hashes(out) == in_process
@@ -153,7 +136,7 @@ def test_loses_nothing_when_the_head_is_killed(folder: Path, tmp_path: Path) -> 
     wait_until(lambda: committed(out) > 2, "nothing was committed")
     subprocess.run(["pkill", "-KILL", "-s", str(process.pid), "gcs_server|raylet"], check=True)
     process.communicate(timeout=120)
-    wait_until(lambda: not worker_pids(), "a worker or decoder outlives the head")
+    wait_until(lambda: not ray_processes(), "a worker or decoder outlives the head")
     assert (process.returncode == 0) == (out / "_SUCCESS").exists()
     if process.returncode:
         finish([jobs.run(line(out, workers=2))])

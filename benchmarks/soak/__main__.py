@@ -1,4 +1,4 @@
-"""Soak tests, which run for hours: `python -m benchmarks.soak streaming|extraction|pool|serving [HOURS]`.
+"""Soak tests, which run for hours: `python -m benchmarks.soak streaming|extraction|cluster|pool|serving [HOURS]`.
 
 Each mode is a module with a function of the same name. Results and the memory over time go to benchmarks/soak.json.
 """
@@ -17,7 +17,7 @@ BENCHMARKS = Path(__file__).parents[1]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("mode", choices=["streaming", "extraction", "pool", "serving"])
+    parser.add_argument("mode", choices=["streaming", "extraction", "cluster", "pool", "serving"])
     parser.add_argument("hours", type=float, nargs="?", default=1.0)
     options = parser.parse_args()
     sys.path.insert(0, str(BENCHMARKS.parent / "tests"))

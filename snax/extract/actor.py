@@ -1,5 +1,6 @@
 """The Ray actor that makes the shards which the driver gives it."""
 
+import contextlib
 import os
 import queue
 import threading
@@ -15,7 +16,7 @@ from .config import ExtractConfig
 from .progress import Made
 from .store import Store
 
-# Calls that run at the same time. With two shards, the decoders work ahead.
+# Shards that a worker has at the same time. With two of them, its decoders work ahead.
 SHARDS_IN_FLIGHT = 2
 
 # libtpu's bounds of a host that works alone, by its number of chips.
@@ -39,7 +40,9 @@ class ExtractWorker:
 
     def start(self) -> dict[str, Any]:
         """Load the model. Returns what the bytes of the shards depend on, other than the inputs."""
-        os.chdir(self._folder)
+        # A node may lack the folder if all paths are URLs or absolute.
+        with contextlib.suppress(FileNotFoundError):
+            os.chdir(self._folder)
         resources = ray.get_runtime_context().get_assigned_resources()
         cpus = int(resources["CPU"])
         os.environ["NPROC"] = str(cpus)  # XLA's threads. Ray does not limit a worker to its cores

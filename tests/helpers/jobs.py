@@ -90,3 +90,21 @@ def run_on_full_disk(line: list[str], folder: Path) -> subprocess.CompletedProce
 def hashes(out: Path) -> dict[str, str]:
     """Return the SHA-256 hash of each shard by file name."""
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.glob("tokens-*"))}
+
+
+def ray_processes() -> list[int]:
+    """Return the processes of all Ray workers of extractions, and of their decoders."""
+    pids = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            line, environment = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
+        except OSError:
+            continue
+        if b"RAY_RAYLET_PID=" in environment and (b"ray::ExtractWorker" in line or b"snax.data.decoding" in line):
+            pids.append(int(entry.name))
+    return pids
+
+
+def ray_workers() -> list[int]:
+    """Return the processes of all Ray workers of extractions."""
+    return [pid for pid in ray_processes() if b"ray::" in Path(f"/proc/{pid}/cmdline").read_bytes()]

@@ -1,0 +1,102 @@
+"""Extract shards on Ray clusters while workers, nodes, drivers and clusters are killed and nodes join, at random times.
+
+In every round, the shards must be those of one process, and no worker or decoder may be left. The model is small, so
+that there are many rounds.
+"""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from helpers import corpora, jobs, small
+from ray.cluster_utils import Cluster
+
+import snax
+
+MAX_NODES, TIMEOUT_S = 4, 300
+# How often each happens.
+ACTIONS = {"worker killed": 4, "node killed": 2, "node joined": 4, "driver killed": 1, "cluster killed": 1}
+
+
+def cluster(seconds: float) -> dict[str, Any]:
+    os.environ |= {"RAY_AUTH_MODE": "disabled", "JAX_PLATFORMS": "cpu"}
+    rng, counts, begin = random.Random(0), Counter[str](), time.monotonic()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        snax.save(small.model(), folder / "model")
+        corpora.mixed(folder / "corpus")
+        jobs.finish([jobs.run(command(folder, folder / "in process"))])
+        expected = jobs.hashes(folder / "in process")
+        while time.monotonic() < begin + seconds:
+            round_counts = extract(folder, rng)
+            counts += round_counts + Counter(rounds=1)
+            assert jobs.hashes(folder / "out") == expected
+            print(dict(round_counts), flush=True)
+            shutil.rmtree(folder / "out")
+    return {"hours": round((time.monotonic() - begin) / 3600, 2), **counts}
+
+
+def command(folder: Path, out: Path, **options: Any) -> list[str]:
+    return jobs.command([folder / "corpus"], out, folder / "model", clips_per_shard=4, num_decoders=1, **options)
+
+
+def extract(folder: Path, rng: random.Random) -> Counter[str]:
+    """Extract a corpus to the end. Returns what happened meanwhile."""
+    counts, deadline = Counter[str](), time.monotonic() + TIMEOUT_S
+    nodes, process = start_nodes(), None
+    while True:
+        assert time.monotonic() < deadline, "the extraction does not end"
+        if process is None:
+            options = {"workers": MAX_NODES, "worker_cpus": 1, "ray_address": nodes.address}
+            process = jobs.run(command(folder, folder / "out", **options))
+            counts["drivers"] += 1
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=rng.uniform(1, 8))
+            if process.returncode == 0:
+                break
+            process = None  # it ended with an error or was killed: the same command resumes
+            continue
+        (action,) = rng.choices(list(ACTIONS), list(ACTIONS.values()))
+        workers, others = jobs.ray_workers(), list(nodes.worker_nodes)
+        if action == "worker killed" and workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(rng.choice(workers), signal.SIGKILL)
+        elif action == "node killed" and len(others) > 1:
+            nodes.remove_node(rng.choice(others), allow_graceful=False)
+        elif action == "node joined" and len(others) < MAX_NODES:
+            nodes.add_node(num_cpus=1)
+        elif action == "driver killed":
+            process.kill()
+        elif action == "cluster killed":
+            nodes.shutdown()
+            process.communicate(timeout=TIMEOUT_S)
+            wait_until_gone()
+            nodes, process = start_nodes(), None
+        else:
+            continue
+        counts[action] += 1
+    wait_until_gone()
+    nodes.shutdown()
+    return counts
+
+
+def start_nodes() -> Cluster:
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    for _ in range(2):
+        nodes.add_node(num_cpus=1)
+    return nodes
+
+
+def wait_until_gone() -> None:
+    deadline = time.monotonic() + 60
+    while jobs.ray_processes():
+        assert time.monotonic() < deadline, "a worker or decoder is left"
+        time.sleep(0.1)
