@@ -161,11 +161,26 @@ def test_documented_commands(all_extras: Path, page: str, tmp_path: Path, reques
         line = command.replace("MODEL", "mini_16khz")
         if "run/models/8000" in line:
             shutil.copytree(desk / "run" / "models" / "1", desk / "run" / "models" / "8000", dirs_exist_ok=True)
+        if line.startswith("snax serve"):
+            serve_and_stop(line, desk, environment)
+            continue
         ended = subprocess.run(line, shell=True, cwd=desk, env=environment, capture_output=True, text=True)
         assert ended.returncode == 0, f"{command}\n{ended.stdout}{ended.stderr}"
     where = [all_extras / "python", "-c", "import snax; print(snax.__file__)"]
     path = subprocess.run(where, cwd=desk, env=environment, check=True, capture_output=True, text=True).stdout.strip()
     assert Path(path).is_relative_to(all_extras.parent)
+
+
+def serve_and_stop(line: str, folder: Path, environment: dict[str, str]) -> None:
+    """Run a server until it is ready, and stop it."""
+    line = f"exec {line.partition('#')[0]} --port 0"  # a free one
+    server = subprocess.Popen(line, shell=True, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+    assert server.stderr is not None
+    while "ready on" not in (text := server.stderr.readline()):
+        assert text, "the server has ended"
+    server.terminate()
+    server.communicate(timeout=60)
+    assert server.returncode == 0
 
 
 # The hash of the published weights is in the code. Here they are others.
