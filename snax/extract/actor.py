@@ -103,12 +103,12 @@ class _Dashboard:
     def add(self, made: Made) -> None:
         """Count a committed shard."""
         seconds, now = made.counts["samples"] / self._rate, time.perf_counter()
-        # Counters reject 0, which a shard has if all its clips are in quarantine.
+        # Counters reject 0. A shard has no audio if all its clips are in quarantine.
         if made.counts["clips"]:
             self._clips.inc(made.counts["clips"])
         if seconds:
             self._hours.inc(seconds / 3600)
-        self._speed.set(seconds / (now - self._last))
+            self._speed.set(seconds / (now - self._last))
         self._last = now
 
 
