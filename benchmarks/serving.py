@@ -61,7 +61,6 @@ def summary(seconds: list[float]) -> dict[str, float]:
 
 def serve(connection: Connection, system: str) -> None:
     torch.set_num_threads(THREADS)
-    step: Step = lambda: None  # noqa: E731  # until the first case is prepared
     with contextlib.suppress(EOFError), torch.inference_mode(), mock.patch.object(torch, "randn", torch.zeros):
         while True:
             match connection.recv():
