@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def compare_one_worker(folder: Path) -> dict[str, Any]:
-    """Return the speeds of both ways as multiples of real time, and the seconds until the first shard is committed."""
+    """Return the speeds of both ways as multiples of real time, and their ratio."""
     model = snax.SNAC(PUBLISHED_CONFIGS["snac_24khz"], rngs=nnx.Rngs(0))
     snax.save(model, folder / "model")
     corpus, cores = folder / "corpus", len(os.sched_getaffinity(0))

@@ -225,7 +225,7 @@ def test_resumes_after_the_store_has_failed(
                     raise OSError("503 slow down")
                 original(store, name, content)
 
-            Store.write = write  # type: ignore[method-assign]
+            Store.write = write
             return super().start()
 
     monkeypatch.setattr(driver, "ExtractWorker", Flaky)

@@ -1,4 +1,4 @@
-"""The Ray actor that makes the shards which the driver gives it."""
+"""The Ray actor that makes shards."""
 
 import contextlib
 import os

@@ -92,7 +92,7 @@ class PoolStream(Generic[Output]):
             self._append(arrays)
 
     def end(self) -> None:
-        """Say that there is no more input. The next steps return the rest of the output, and then free the slot.
+        """Mark the end of the input. The next steps return the rest of the output, and then free the slot.
 
         Raises:
             ValueError: if the stream has ended, or if the last attention window is not full.

@@ -17,8 +17,8 @@ from ..inference.steps import decoder_widths
 from ..inference.stream_pools import StreamPool
 from .metrics import Metrics
 
-# Seconds of audio by which the codes that a stream has got may be ahead of the audio that it has returned. More would
-# only fill memory: a client that plays the audio needs none of it earlier.
+# How far the codes of a stream may be ahead of the audio that it has returned, in seconds of audio. More would only fill
+# memory, because a client that plays the audio does not need it earlier.
 MAX_AHEAD = 10.0
 
 
@@ -74,7 +74,7 @@ class Session:
             service._has_work.set()
 
     def end(self) -> None:
-        """Say that there are no more codes.
+        """Mark the end of the codes.
 
         Raises:
             ValueError: if the stream has ended, or if the last attention window is not full.
