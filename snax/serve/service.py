@@ -17,8 +17,8 @@ from ..inference.steps import decoder_widths
 from ..inference.stream_pools import StreamPool
 from .metrics import Metrics
 
-# How far the codes of a stream may be ahead of the audio that it has returned, in seconds of audio. More would only fill
-# memory, because a client that plays the audio does not need it earlier.
+# How far the codes of a stream may be ahead of its returned audio, in seconds of audio. More would only fill memory,
+# because a client that plays the audio does not need it earlier.
 MAX_AHEAD = 10.0
 
 
