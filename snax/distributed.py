@@ -6,7 +6,9 @@ import jax
 _BARRIER_TIMEOUT_MS = 7 * 24 * 3600 * 1000
 
 
-def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+def join(
+    coordinator: str | None, num_processes: int | None, process_id: int | None, *, preemption_service: bool = False
+) -> None:
     """Initialize JAX's distributed runtime. Must be called before any other JAX function.
 
     Without arguments, JAX detects the cluster (TPU pods, Slurm, Open MPI). Without a cluster, the job has one process.
@@ -15,12 +17,13 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
         coordinator: address and port of process 0, such as `10.0.0.1:1234`.
         num_processes: number of processes of the job.
         process_id: index of this process.
+        preemption_service: whether JAX handles SIGTERM in a job with several processes, for
+            `multihost_utils.reached_preemption_sync_point`. It replaces the handler of `signals.exit_on_sigterm`.
 
     Raises:
         ValueError: if only some of the arguments are given.
     """
-    # JAX's preemption service installs its own SIGTERM handler, which would replace `signals.exit_on_sigterm`.
-    jax.config.update("jax_enable_preemption_service", False)
+    jax.config.update("jax_enable_preemption_service", preemption_service)
     try:
         jax.distributed.initialize(coordinator, num_processes, process_id)
     except ValueError as error:

@@ -33,6 +33,19 @@ def exit_on_sigterm() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
+@contextlib.contextmanager
+def deferred_sigterm() -> Iterator[threading.Event]:
+    """Within this context, SIGTERM sets an event and does nothing else. Must be entered in the main thread."""
+    received = threading.Event()
+    descriptor = signal.set_wakeup_fd(-1)
+    handler = signal.signal(signal.SIGTERM, lambda number, frame: received.set())
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        signal.set_wakeup_fd(descriptor)
+
+
 def exit_now(code: int) -> None:
     """Exit at once. JAX's exit handler would wait for the other processes, which detect this exit and exit too."""
     sys.stdout.flush()

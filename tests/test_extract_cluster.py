@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import ray
 from helpers import corpora, jobs, small
-from helpers.jobs import finish, hashes, ray_processes, ray_workers
+from helpers.jobs import committed, finish, hashes, ray_processes, ray_workers
 from ray.cluster_utils import Cluster
 
 import snax
@@ -63,10 +63,6 @@ def start(folder: Path, out: Path, cluster: Cluster, workers: int) -> "subproces
     """Start the driver. It would fail if it used a device."""
     line = command(folder, out, workers=workers, ray_address=cluster.address, worker_cpus=1)
     return jobs.run(line, JAX_PLATFORMS="none")
-
-
-def committed(out: Path) -> int:
-    return len(list(out.glob("_snax/0*.json")))
 
 
 def wait_until(condition: Any, message: str, timeout: float = 60) -> None:

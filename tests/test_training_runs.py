@@ -85,10 +85,14 @@ def config_path(shared: Path) -> Path:
     return path
 
 
-def start(config_path: Path, out: Path) -> list[subprocess.Popen[str]]:
-    """Start a run of two processes with two devices each. All runs share a compilation cache."""
-    line = [sys.executable, "-m", "snax.cli", "train", str(config_path), "-o", str(out)]
-    return jobs.launch(line, 2, 2, JAX_COMPILATION_CACHE_DIR=str(config_path.parent / "compiled"))
+def start(config: Path, out: Path, processes: int = 2) -> list[subprocess.Popen[str]]:
+    """Start a run on four devices, which are divided among the processes. All runs share a compilation cache."""
+    line = [sys.executable, "-m", "snax.cli", "train", str(config), "-o", str(out)]
+    cache = str(config.parent / "compiled")
+    if processes == 1:
+        flags = "--xla_force_host_platform_device_count=4"
+        return [jobs.run(line, XLA_FLAGS=flags, JAX_COMPILATION_CACHE_DIR=cache)]
+    return jobs.launch(line, processes, 4 // processes, JAX_COMPILATION_CACHE_DIR=cache)
 
 
 @pytest.mark.parametrize("missing", ["coordinator", "num-processes", "process-id"])
@@ -142,9 +146,7 @@ def test_resumed_run_equals_uninterrupted_run(config_path: Path, resumed_run: Pa
     """Parameters are equal bit for bit, and the logs are equal except for speeds."""
     uninterrupted = tmp_path / "uninterrupted"
     jobs.finish(start(config_path, uninterrupted))
-    model, expected = (snax.load(out / "models" / "12") for out in (resumed_run, uninterrupted))
-    for parameter, expected_parameter in zip(jax.tree.leaves(model), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_array_equal(parameter, expected_parameter)
+    assert_same_weights(resumed_run / "models" / "12", uninterrupted / "models" / "12")
     records = read_log(resumed_run)
     assert records == read_log(uninterrupted)
     train_records = [record for record in records if record["kind"] == "train"]
@@ -154,6 +156,49 @@ def test_resumed_run_equals_uninterrupted_run(config_path: Path, resumed_run: Pa
     assert [("adversarial" in record) for record in train_records] == [False] * 4 + [True] * 2
     assert checkpoints(resumed_run) == [10, 12]
     assert list((resumed_run / "tensorboard").glob("events*"))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_loses_no_step(processes: int, config_path: Path, tmp_path: Path) -> None:
+    """After SIGTERM to one process, all save the same step and exit. The resumed run equals an uninterrupted one."""
+    text = config_path.read_text().replace("log_every = 2", "log_every = 1")
+    text = text.replace("eval_every = 6", "eval_every = 100000").replace(
+        "checkpoint_every = 2", "checkpoint_every = 100000"
+    )
+
+    def configure(steps: int) -> Path:
+        path = tmp_path / "config.toml"
+        path.write_text(text.replace("steps = 12", f"steps = {steps}"))
+        return path
+
+    out, uninterrupted = tmp_path / "out", tmp_path / "uninterrupted"
+    running = start(configure(100_000), out, processes)
+    while all(process.poll() is None for process in running) and last_step(out) < 12:
+        time.sleep(0.01)
+    running[-1].send_signal(signal.SIGTERM)
+    errors = [process.communicate()[1] for process in running]
+    assert [process.returncode for process in running] == [os.EX_TEMPFAIL] * processes, "\n".join(errors)
+    step = last_step(out)
+    for error in errors:
+        assert f"stopped by SIGTERM after step {step}. Run the same command again to resume." in error
+    assert checkpoints(out) == [9, step], "the ninth step precedes the compilation of the discriminators"
+
+    config = configure(step + 2)
+    for folder in (out, uninterrupted):
+        jobs.finish(start(config, folder, processes))
+    assert_same_weights(out / "models" / str(step + 2), uninterrupted / "models" / str(step + 2))
+
+
+def last_step(out: Path) -> int:
+    path = out / "log.jsonl"
+    return read_log(out)[-1]["step"] if path.exists() and path.read_text().endswith("\n") else 0
+
+
+def assert_same_weights(path: Path, expected_path: Path) -> None:
+    for parameter, expected in zip(
+        jax.tree.leaves(snax.load(path)), jax.tree.leaves(snax.load(expected_path)), strict=True
+    ):
+        np.testing.assert_array_equal(parameter, expected)
 
 
 # The second process compiles for longer than the deadline of collectives, after which the first would fail.
@@ -205,10 +250,7 @@ def test_extended_run_equals_a_longer_one(config_path: Path, tmp_path: Path) -> 
     longer = dataclasses.replace(config, steps=4, log_every=1, eval_every=3, checkpoint_every=3)
     extended = run.train(longer, tmp_path / "extended", None, 1)
     single = run.train(dataclasses.replace(config, steps=4), tmp_path / "single", None, 1)
-    for parameter, expected in zip(
-        jax.tree.leaves(snax.load(extended)), jax.tree.leaves(snax.load(single)), strict=True
-    ):
-        np.testing.assert_array_equal(parameter, expected)
+    assert_same_weights(extended, single)
     assert json.loads((tmp_path / "extended" / "config.json").read_text())["steps"] == 4
     with pytest.raises(train_config.ConfigError, match=r"`steps` \(=3\) must be at least 4, the steps that the run in"):
         run.train(dataclasses.replace(longer, steps=3), tmp_path / "extended", None, 1)

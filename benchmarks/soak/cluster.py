@@ -21,18 +21,20 @@ from ray.cluster_utils import Cluster
 
 import snax
 
-MAX_NODES, TIMEOUT_S = 4, 300
+MAX_NODES, TIMEOUT_S = 4, 900
 # How often each happens.
 ACTIONS = {"worker killed": 4, "node killed": 2, "node joined": 4, "driver killed": 1, "cluster killed": 1}
 
 
 def cluster(seconds: float) -> dict[str, Any]:
     os.environ |= {"RAY_AUTH_MODE": "disabled", "JAX_PLATFORMS": "cpu"}
+    os.environ |= {"RAY_gcs_rpc_server_reconnect_timeout_s": "10"}  # 60 by default: the rounds would mostly wait
     rng, counts, begin = random.Random(0), Counter[str](), time.monotonic()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         snax.save(small.model(), folder / "model")
-        corpora.mixed(folder / "corpus")
+        for name in "abcd":
+            corpora.mixed(folder / "corpus" / name)
         jobs.finish([jobs.run(command(folder, folder / "in process"))])
         expected = jobs.hashes(folder / "in process")
         while time.monotonic() < begin + seconds:
@@ -59,7 +61,7 @@ def extract(folder: Path, rng: random.Random) -> Counter[str]:
             process = jobs.run(command(folder, folder / "out", **options))
             counts["drivers"] += 1
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=rng.uniform(1, 8))
+            process.communicate(timeout=rng.uniform(0.5, 4))
             if process.returncode == 0:
                 break
             process = None  # it ended with an error or was killed: the same command resumes
@@ -83,6 +85,7 @@ def extract(folder: Path, rng: random.Random) -> Counter[str]:
         else:
             continue
         counts[action] += 1
+        print(f"{time.strftime('%H:%M:%S')} {action}, {jobs.committed(folder / 'out')} shards", flush=True)
     wait_until_gone()
     nodes.shutdown()
     return counts

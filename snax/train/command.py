@@ -1,5 +1,6 @@
 """The command `snax train`."""
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from cyclopts import Parameter
 
 from .. import extras
 from ..options import Cluster
+
+_log = logging.getLogger(__name__)
 
 
 def train(
@@ -31,14 +34,19 @@ def train(
         from .. import compilation_cache, distributed, signals
         from . import run
         from .config import read
+        from .preemption import PreemptedError
     except ImportError as error:
         raise extras.missing(error, "train") from error
     train_config = read(config)
     compilation_cache.enable()
     signals.exit_on_sigterm()
-    distributed.join(cluster.coordinator, cluster.num_processes, cluster.process_id)
+    distributed.join(cluster.coordinator, cluster.num_processes, cluster.process_id, preemption_service=True)
     with signals.exit_on_error():
-        last = run.train(train_config, out, init_from, os.cpu_count() or 1)
+        try:
+            last = run.train(train_config, out, init_from, os.cpu_count() or 1)
+        except PreemptedError as error:
+            _log.warning("%s", error)
+            return os.EX_TEMPFAIL
     if jax.process_index() == 0:
         print(f"Load the trained codec with snax.load({os.fspath(last)!r}).", file=sys.stderr)
     return 0

@@ -30,6 +30,7 @@ from ..weights import checkpoint, pretrained
 from .config import FREE_FIELDS, ConfigError, TrainConfig, to_dict
 from .data import DataError, DecodedCorpus, crops, decode_corpus
 from .metric_writer import MetricWriter
+from .preemption import PreemptedError, deferred_preemption
 from .quantizer_init import fit_quantizer
 from .step import TrainState, compiler_options, init_state, train_step
 from .validation import validate
@@ -58,6 +59,7 @@ def train(config: TrainConfig, out: Path, source: str | None, decoders: int) -> 
         ConfigError: if the folder belongs to another run, or not exactly one of `config.model` and `source` is given.
         CorpusError, DataError: if the corpus cannot be used, or devices cannot share a batch equally.
         DivergedError: if a loss or gradient norm is not finite.
+        PreemptedError: after SIGTERM, with a checkpoint of the last step.
         ValueError, OSError: if the model cannot be loaded, as in `snax.load`.
     """
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
@@ -96,38 +98,49 @@ def train(config: TrainConfig, out: Path, source: str | None, decoders: int) -> 
     programs = dict[bool, jax.stages.Compiled]()
     unlogged: list[dict[str, jax.Array]] = []
     start_time, latest_model = time.perf_counter(), out / "models" / str(config.steps)
-    while done < config.steps:
-        audio = jax.make_array_from_process_local_data(sharded, next(batches))
-        if (adversarial := done >= start_step) not in programs:
-            step = functools.partial(train_step, config=config, adversarial=adversarial)
-            options = compiler_options(adversarial)
-            program = jax.jit(step, donate_argnums=0, out_shardings=replicated, compiler_options=options)
-            programs[adversarial] = _compile(program, state, audio)
-        state, metrics = programs[adversarial](state, audio)
-        unlogged.append(metrics)
-        done += 1
-        if done % config.log_every == 0 or done == config.steps:
-            means = {name: float(np.mean([values[name] for values in unlogged if name in values])) for name in metrics}
-            _check_finite(means, done)
-            seconds = time.perf_counter() - start_time
-            if writer is not None:
-                writer.write_train(done, means, len(unlogged) / seconds)
-            unlogged, start_time = [], time.perf_counter()
-        if done % config.eval_every == 0 or done == config.steps:
-            latest_model = out / "models" / str(done)
-            if not latest_model.exists():
-                checkpoint.save(state.ema, latest_model)
-            if held_out is not None and writer is not None:
-                writer.write_eval(done, *validate(_on_one_device(state.ema), held_out, _NUM_EVAL_CLIPS))
-            distributed.barrier("validated")  # evaluation in process 0 may take longer than the deadline of collectives
-            start_time = time.perf_counter()
-        if done % config.checkpoint_every == 0 or done == config.steps:
-            checkpoints.save_async(
-                done, _named_leaves(state), force=True, custom_metadata={"data": batches.get_state()}
-            )
-    checkpoints.close()
+    with deferred_preemption() as is_preempted:
+        preempted = False
+        while done < config.steps and not preempted:
+            audio = jax.make_array_from_process_local_data(sharded, next(batches))
+            if (adversarial := done >= start_step) not in programs:
+                step = functools.partial(train_step, config=config, adversarial=adversarial)
+                options = compiler_options(adversarial)
+                program = jax.jit(step, donate_argnums=0, out_shardings=replicated, compiler_options=options)
+                programs[adversarial] = _compile(program, state, audio)
+            state, metrics = programs[adversarial](state, audio)
+            jax.block_until_ready(unlogged[-1:])  # at most two steps are in progress, so that SIGTERM waits for no more
+            unlogged.append(metrics)
+            done += 1
+            preempted = is_preempted(done)
+            is_last = preempted or done == config.steps
+            if done % config.log_every == 0 or is_last:
+                means = {
+                    name: float(np.mean([values[name] for values in unlogged if name in values])) for name in metrics
+                }
+                _check_finite(means, done)
+                seconds = time.perf_counter() - start_time
+                if writer is not None:
+                    writer.write_train(done, means, len(unlogged) / seconds)
+                unlogged, start_time = [], time.perf_counter()
+            if done % config.eval_every == 0 or done == config.steps:
+                latest_model = out / "models" / str(done)
+                if not latest_model.exists():
+                    checkpoint.save(state.ema, latest_model)
+                if held_out is not None and writer is not None:
+                    writer.write_eval(done, *validate(_on_one_device(state.ema), held_out, _NUM_EVAL_CLIPS))
+                # Evaluation in process 0 may take longer than the deadline of collectives.
+                distributed.barrier("validated")
+                start_time = time.perf_counter()
+            # At `start_step` another program is compiled. A cluster may not wait for that after SIGTERM.
+            if done % config.checkpoint_every == 0 or done == start_step or is_last:
+                checkpoints.save_async(
+                    done, _named_leaves(state), force=True, custom_metadata={"data": batches.get_state()}
+                )
+        checkpoints.close()
     if writer is not None:
         writer.close()
+    if preempted and done < config.steps:
+        raise PreemptedError(f"stopped by SIGTERM after step {done}. Run the same command again to resume.")
     return latest_model
 
 

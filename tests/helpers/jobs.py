@@ -92,6 +92,11 @@ def hashes(out: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.glob("tokens-*"))}
 
 
+def committed(out: Path) -> int:
+    """Return the number of shards that an extraction has committed."""
+    return len(list(out.glob("_snax/0*.json")))
+
+
 def ray_processes() -> list[int]:
     """Return the processes of all Ray workers of extractions, and of their decoders."""
     pids = []
