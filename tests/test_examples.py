@@ -2,15 +2,25 @@
 
 import dataclasses
 import importlib
+import math
+import re
 import sys
 from pathlib import Path
+from types import ModuleType
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+import soundfile
+from flax import nnx
 from helpers import recordings, small
+
+from snax.tokens import TokenLayout
 
 pytestmark = pytest.mark.slow
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES, PROMPTS = Path(__file__).parents[1] / "examples", Path(__file__).with_name("prompts")
 # What an example is told on its command line.
 ARGUMENTS = {"finetune": [str(recordings.DATA)]}
 MODELS = {"corpus": small.model(dataclasses.replace(small.CONFIG, codebook_size=4096))}  # for Orpheus' ids
@@ -56,3 +66,49 @@ def test_example(
         assert line in out
     if name == "stream":
         assert float(out.rsplit(": ")[-1]) < 1e-5
+
+
+@pytest.fixture
+def speech_lm(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The example with a small transformer."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    example = importlib.import_module("speech_lm")
+    sizes = {"STEPS": 20, "EVAL_EVERY": 10, "DIM": 32, "LAYERS": 2, "LENGTH": 56, "WINDOW": 20, "SECONDS": 2}
+    for name, value in sizes.items():
+        monkeypatch.setattr(example, name, value)
+    return example
+
+
+@pytest.mark.usefixtures("optax_mixes")
+def test_speech_lm(
+    speech_lm: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model learns: clips that it was not trained on are more likely than chance. The speech has its length."""
+    clips = [str(PROMPTS / f"{name}.flac") for name in ("other_speaker", "held_out")]
+    monkeypatch.setattr(sys, "argv", ["speech_lm", *clips, str(tmp_path)])
+    speech_lm.main()
+    out = capsys.readouterr().out
+    uniform, unigram, bigram = map(float, re.findall(r"(?:uniform|unigram|bigram) ([\d.]+)", out))
+    training, held_out = (
+        [float(loss) for loss in re.findall(rf"{part} loss ([\d.]+)", out)] for part in ("training", "held-out")
+    )
+    assert uniform == pytest.approx(math.log(4096), abs=1e-3)
+    assert bigram < unigram < uniform
+    assert len(training) == len(held_out) == 2
+    assert training[-1] < unigram
+    assert held_out[-1] < uniform
+    speech = soundfile.info(tmp_path / "speech.wav")
+    assert (speech.duration, speech.samplerate) == (2, 16_000)
+    assert (tmp_path / "losses.png").exists()
+
+
+def test_speech_lm_cache(speech_lm: ModuleType) -> None:
+    """With the cache, also when it is full, each token gets the logits that it gets in the whole sequence."""
+    model = speech_lm.SpeechLM(small.model(), TokenLayout((4, 2, 1), 64), nnx.Rngs(0))
+    inputs = np.random.default_rng(0).integers(64, size=(1, 56), dtype=np.int32)
+    inputs[0, 0] = speech_lm.START
+    whole, _ = jax.jit(type(model).__call__)(model, inputs)
+    step, cache = jax.jit(type(model).__call__), model.init_cache()
+    for i in range(inputs.shape[1]):
+        logits, cache = step(model, inputs[:, i : i + 1], jnp.int32(i), cache)
+        np.testing.assert_allclose(logits[:, 0], whole[:, i], atol=1e-5)

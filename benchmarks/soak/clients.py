@@ -18,6 +18,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 # middle between two steps may be rounded to either.
 AUDIO_BOUND = 1
 GROUP = 7  # tokens
+# A buffer of a second of audio, so that the server notices a slow reader. With much smaller ones, TCP itself stalls.
+SMALL_BUFFER = socket.SOL_SOCKET, socket.SO_RCVBUF, 32768
 MAX_MESSAGE = 60_000  # bytes, below the default of `--max-message`; the text of 20 s is longer
 
 
@@ -72,9 +74,8 @@ class Server(NamedTuple):
             raise BusyError from None
 
     def slow_socket(self) -> socket.socket:
-        """Connect with a small receive buffer, so that little audio fits the operating system."""
         raw = socket.socket()
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.setsockopt(*SMALL_BUFFER)
         raw.connect(self.address)
         return raw
 
@@ -133,9 +134,9 @@ async def websocket_pieces(server: Server, clip: Clip, rng: random.Random) -> st
 
 
 async def websocket_slow_reader(server: Server, clip: Clip, rng: random.Random) -> str:
-    # Not much slower than the audio plays: the server waits until 48 KiB of its buffer are sent, for at most 5 s.
+    # Not much slower than the audio plays: the server waits until 48 KiB of its buffer are sent, for at most 10 s.
     async with server.connect(sock=server.slow_socket()) as websocket:
-        return await talk(websocket, clip, [clip.ids.tobytes()], 0, rng.uniform(0.7, 1.5))
+        return await talk(websocket, clip, [clip.ids.tobytes()], 0, rng.uniform(0.7, 1.2))
 
 
 async def http(server: Server, clip: Clip, rng: random.Random, read_pause: float = 0) -> str:
@@ -161,7 +162,9 @@ async def http(server: Server, clip: Clip, rng: random.Random, read_pause: float
 
 
 async def http_slow_reader(server: Server, clip: Clip, rng: random.Random) -> str:
-    return await http(server, clip, rng, rng.uniform(0.7, 1.5))
+    transport = httpx2.AsyncHTTPTransport(socket_options=[SMALL_BUFFER])
+    async with httpx2.AsyncClient(base_url=server.url, transport=transport, timeout=server.http.timeout) as client:
+        return await http(server._replace(http=client), clip, rng, rng.uniform(0.7, 1.2))
 
 
 # Bad clients.

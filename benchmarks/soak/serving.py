@@ -34,7 +34,7 @@ DEADLINE = 300.0
 
 def serving(seconds: float) -> dict[str, Any]:
     line = [sys.executable, "-m", "snax.cli", "serve", "-m", "mini_16khz", "--port", "0", "--slots", str(SLOTS)]
-    line += ["--idle-timeout", "5", "--max-wait", "2"]
+    line += ["--idle-timeout", "10", "--max-wait", "2"]
     expected = clips()
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")  # a pipe that nobody reads would block the server
