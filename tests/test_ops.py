@@ -14,10 +14,9 @@ from snax.codec import ops
 def test_sin_squared() -> None:
     t = np.concatenate([np.linspace(-1000, 1000, 1_000_001), np.linspace(-4, 4, 100_001)]).astype(np.float32)
     exact = t.astype(np.float64)
-    # Bounds: a few float32 roundings (6e-8) of values up to 1. The polynomial of the gradient doubles them.
+    # Bounds: a few float32 roundings (6e-8) of values up to 1. The derivative doubles them.
     np.testing.assert_allclose(ops.sin_squared(jnp.asarray(t)), np.sin(exact) ** 2, rtol=0, atol=3e-7)
-    gradient = jax.grad(lambda t: ops.sin_squared(t).sum())(jnp.asarray(t))
-    np.testing.assert_allclose(gradient, np.sin(2 * exact), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(ops.sin_twice(jnp.asarray(t)), np.sin(2 * exact), rtol=0, atol=1e-6)
 
 
 def test_snake() -> None:
@@ -30,6 +29,20 @@ def test_snake() -> None:
     np.testing.assert_allclose(ops.snake(jnp.asarray(x), jnp.asarray(alpha)), exact, rtol=1e-6, atol=1e-6)
 
 
+def test_snake_gradient() -> None:
+    rng = np.random.default_rng(0)
+    x, dy = rng.standard_normal((2, 2, 500, 7)).astype(np.float32)
+    alpha = np.array([1e-2, -0.5, 0.1, 1, 3, 30, 300], np.float32)[None, None]
+    dx, dalpha = jax.vjp(ops.snake, jnp.asarray(x), jnp.asarray(alpha))[1](jnp.asarray(dy))
+    x, alpha, dy = (array.astype(np.float64) for array in (x, alpha, dy))
+    slope = np.sin(2 * alpha * x)
+    expected_dx = dy * (1 + slope)
+    terms = dy * (x * slope / alpha - np.sin(alpha * x) ** 2 / alpha**2)
+    # The phase is off by up to |alpha * x| * 6e-8, and sums by a few roundings of their terms.
+    np.testing.assert_allclose(dx, expected_dx, rtol=1e-6, atol=1e-6 * np.abs(alpha * x).max())
+    np.testing.assert_array_less(np.abs(dalpha[0, 0] - terms.sum((0, 1))), 1e-5 * np.abs(dy * x / alpha).sum((0, 1)))
+
+
 def test_snake_computes_bfloat16_in_float32() -> None:
     x = jnp.linspace(-50, 50, 1000).reshape(1, -1, 1).astype(jnp.bfloat16)
     alpha = jnp.full((1, 1, 1), 3, jnp.bfloat16)
@@ -37,8 +50,8 @@ def test_snake_computes_bfloat16_in_float32() -> None:
     np.testing.assert_array_equal(ops.snake(x, alpha), exact.astype(jnp.bfloat16))
 
 
-# For float32 sums of up to 7 * 24 products of normal values.
-ATOL = 1e-5
+# Relative to the largest value. For float32 sums of up to 7 * 24 products of normal values.
+TOLERANCE = 3e-6
 
 
 @pytest.mark.parametrize("dilation", [1, 3, 9])
@@ -89,8 +102,18 @@ def test_transposed_conv(stride: int, frames: int) -> None:
 
 
 def assert_same(layer: torch.nn.Module, op: Callable[..., jax.Array], channels: int, time: int) -> None:
-    x = np.random.default_rng(0).standard_normal((2, channels, time), np.float32)
-    expected = layer(torch.from_numpy(x)).detach().numpy().swapaxes(1, 2)
-    actual = op(jnp.asarray(x.swapaxes(1, 2)), jnp.asarray(layer.weight.detach().numpy()))
-    assert actual.shape == expected.shape
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=ATOL)
+    """Compare outputs and gradients."""
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.standard_normal((2, channels, time), np.float32)).requires_grad_()
+    y = layer(x)
+    dy = torch.from_numpy(rng.standard_normal(y.shape, np.float32))
+    y.backward(dy)
+    transposed, weight = jnp.asarray(x.detach().numpy().swapaxes(1, 2)), jnp.asarray(layer.weight.detach().numpy())
+    actual, vjp = jax.vjp(op, transposed, weight)
+    dx, dweight = vjp(jnp.asarray(dy.numpy().swapaxes(1, 2)))
+    assert x.grad is not None
+    assert layer.weight.grad is not None
+    for array, tensor in ((actual, y.mT), (dx, x.grad.mT), (dweight, layer.weight.grad)):
+        assert array.shape == tensor.shape
+        expected = tensor.detach().numpy()
+        np.testing.assert_allclose(array, expected, rtol=0, atol=TOLERANCE * np.abs(expected).max())
