@@ -28,10 +28,12 @@ import pytest
 import soundfile
 from helpers import jobs, small
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from websockets.exceptions import ConnectionClosed, ConnectionClosedError, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 import snax
+from snax.serve import app
 from snax.serve.config import ServeConfig
 from snax.serve.server import Server, bind
 from snax.serve.service import BusyError, Service
@@ -786,3 +788,21 @@ def test_documented_client(tmp_path: Path) -> None:
         script = client.replace(":8000", f":{port}").replace("speech.wav", str(tmp_path / "speech.wav"))
         subprocess.run([sys.executable, "-c", script], check=True)
     assert soundfile.info(tmp_path / "speech.wav").frames > 0
+
+
+def test_only_one_coroutine_raises_a_disconnect() -> None:
+    """Both coroutines of a stream may read. The result must be the disconnect, whoever comes first."""
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "websocket.disconnect", "code": 1006}
+
+    async def read_twice() -> None:
+        websocket = WebSocket({"type": "websocket", "headers": []}, receive, mock.AsyncMock())
+        websocket.client_state = WebSocketState.CONNECTED
+        first, second = (asyncio.create_task(app._receive(websocket)) for _ in range(2))
+        await asyncio.wait([first, second], return_when=asyncio.FIRST_COMPLETED)
+        assert isinstance(first.exception(), WebSocketDisconnect)
+        assert not second.done()
+        second.cancel()
+
+    asyncio.run(read_twice())

@@ -262,6 +262,8 @@ def _error_response(failure: Failure) -> Response:
 
 
 async def _receive(websocket: WebSocket) -> str | bytes:
+    if websocket.client_state == WebSocketState.DISCONNECTED:
+        await asyncio.Future()  # never done: another coroutine has received the disconnect, and raises it
     message = await websocket.receive()
     if message["type"] == "websocket.disconnect":
         raise WebSocketDisconnect(message.get("code", 1005), message.get("reason"))
