@@ -21,7 +21,9 @@ from ray.cluster_utils import Cluster
 
 import snax
 
-MAX_NODES, TIMEOUT_S = 4, 900
+MAX_NODES = 4
+# In the first `DISTURBED_S` of a round, something is killed or added every `PAUSE_S` on average. Then it must end.
+PAUSE_S, DISTURBED_S, TIMEOUT_S = 6, 240, 900
 # How often each happens.
 ACTIONS = {"worker killed": 4, "node killed": 2, "node joined": 4, "driver killed": 1, "cluster killed": 1}
 
@@ -52,19 +54,22 @@ def command(folder: Path, out: Path, **options: Any) -> list[str]:
 
 def extract(folder: Path, rng: random.Random) -> Counter[str]:
     """Extract a corpus to the end. Returns what happened meanwhile."""
-    counts, deadline = Counter[str](), time.monotonic() + TIMEOUT_S
+    counts, start = Counter[str](), time.monotonic()
     nodes, process = start_nodes(), None
     while True:
-        assert time.monotonic() < deadline, "the extraction does not end"
+        elapsed = time.monotonic() - start
+        assert elapsed < TIMEOUT_S, "the extraction does not end"
         if process is None:
             options = {"workers": MAX_NODES, "worker_cpus": 1, "ray_address": nodes.address}
             process = jobs.run(command(folder, folder / "out", **options))
             counts["drivers"] += 1
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=rng.uniform(0.5, 4))
+            process.communicate(timeout=rng.expovariate(1 / PAUSE_S))
             if process.returncode == 0:
                 break
             process = None  # it ended with an error or was killed: the same command resumes
+            continue
+        if elapsed > DISTURBED_S:
             continue
         (action,) = rng.choices(list(ACTIONS), list(ACTIONS.values()))
         workers, others = jobs.ray_workers(), list(nodes.worker_nodes)
