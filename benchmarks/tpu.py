@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def train(topology: str) -> dict[str, Any]:
-    """Return the memory and the exchanged data per chip of a training step. Compiling takes about twenty minutes."""
+    """Return the memory and the exchanged data per chip of a training step. Compiling takes 25 CPU minutes."""
     config = read(HERE.parent / "recipes" / "snac_24khz.toml")
     model_config = config.model
     assert model_config is not None
@@ -76,9 +76,9 @@ def train(topology: str) -> dict[str, Any]:
     audio = jax.ShapeDtypeStruct((config.data.batch, 1, samples), jnp.float32, sharding=sharded)
     step = functools.partial(train_step, config=config, adversarial=True)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=replicated)
-    start = time.perf_counter()
+    start = time.process_time()
     compiled = jitted.lower(state, audio).compile()
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     memory = compiled.memory_analysis()
     exchanged: collections.Counter[str] = collections.Counter()
     for name, bytes_ in collectives(compiled.as_text()):
@@ -90,7 +90,7 @@ def train(topology: str) -> dict[str, Any]:
         "topology": topology,
         "dtype": config.dtype,
         "batch": config.data.batch,
-        "compile_s": round(seconds, 1),
+        "compile_cpu_s": round(seconds),
         "arguments_MB": round(memory.argument_size_in_bytes / 1e6),
         "temporary_MB": round(memory.temp_size_in_bytes / 1e6),
         "gradients_MB": round(sum(leaf.size for leaf in jax.tree.leaves(trained)) * 4 / 1e6, 1),
