@@ -163,7 +163,7 @@ class _Driver:
         else:
             self._refuse(name, result, expected)
 
-    def _wait(self) -> ObjectRef[Any]:
+    def _wait(self) -> "ObjectRef[Any]":  # a string, because Ray 2.49 cannot subscript it
         """Return the next call that ends. Meanwhile, start the workers whose time has come."""
         while True:
             for name in [name for name, start in self._start_at.items() if start <= time.monotonic()]:
