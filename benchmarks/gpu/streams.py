@@ -30,7 +30,7 @@ def streams(folder: Path) -> None:
 
 
 def time_pool(folder: Path, slots: int) -> dict[str, float]:
-    step = serving.pool_step(snax_model(folder, NAME), stream_codes(folder, slots))
+    step = serving.BusyPool(snax_model(folder, NAME), stream_codes(folder, slots))
     return serving.summary(serving.time_steps(step))
 
 
