@@ -1,4 +1,4 @@
-"""Extract shards on Ray clusters while workers, nodes, drivers and clusters are killed and nodes join, at random times.
+"""Extract shards on Ray clusters. At random times, workers, nodes and drivers are killed, clusters stop and nodes join.
 
 In every round, the shards must be those of one process, and no worker or decoder may be left. The model is small, so
 that there are many rounds.
@@ -25,7 +25,7 @@ MAX_NODES = 4
 # In the first `DISTURBED_S` of a round, something is killed or added every `PAUSE_S` on average. Then it must end.
 PAUSE_S, DISTURBED_S, TIMEOUT_S = 6, 240, 900
 # How often each happens.
-ACTIONS = {"worker killed": 4, "node killed": 2, "node joined": 4, "driver killed": 1, "cluster killed": 1}
+ACTIONS = {"worker killed": 4, "node killed": 2, "node joined": 4, "driver killed": 1, "cluster stopped": 1}
 
 
 def cluster(seconds: float) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def extract(folder: Path, rng: random.Random) -> Counter[str]:
             nodes.add_node(num_cpus=1)
         elif action == "driver killed":
             process.kill()
-        elif action == "cluster killed":
+        elif action == "cluster stopped":
             nodes.shutdown()
             process.communicate(timeout=TIMEOUT_S)
             wait_until_gone()
