@@ -1,4 +1,6 @@
-"""Plot the metrics of a training run: `python recipes/curves.py RUN/log.jsonl OUT.png`."""
+"""Plot the metrics of training runs, each of which began with the weights of the one before:
+`python recipes/curves.py RUN/log.jsonl... OUT.png`.
+"""
 
 import json
 import sys
@@ -11,8 +13,12 @@ Records = list[dict[str, Any]]
 
 
 def main() -> None:
-    log, out = sys.argv[1:]
-    records = [json.loads(line) for line in Path(log).read_text().splitlines()]
+    *logs, out = sys.argv[1:]
+    starts, records = [0], Records()
+    for log in logs:
+        run = [json.loads(line) for line in Path(log).read_text().splitlines()]
+        records += [record | {"step": starts[-1] + record["step"]} for record in run]
+        starts.append(records[-1]["step"])
     train, held_out = ([record for record in records if record["kind"] == kind] for kind in ("train", "held_out"))
     figure = Figure(figsize=(14, 4), layout="constrained")
     axes: Any = figure.subplots(1, 4)
@@ -26,6 +32,8 @@ def main() -> None:
         plot(axes[3], train, name, name.partition("/")[0])
     axes[3].set(title="perplexity of the codebooks")
     for ax in axes:
+        for start in starts[1:-1]:
+            ax.axvline(start, color="gray", linestyle=":")
         ax.set_xlabel("step")
         ax.legend()
     figure.savefig(out, dpi=80)
@@ -34,7 +42,8 @@ def main() -> None:
 def plot(ax: Any, records: Records, name: str, label: str, **style: Any) -> None:
     """Plot a metric over the steps that have it."""
     points = [(record["step"], record[name]) for record in records if name in record]
-    ax.plot([step for step, _ in points], [value for _, value in points], label=label, **style)
+    if points:
+        ax.plot(*zip(*points, strict=True), label=label, **style)
 
 
 if __name__ == "__main__":

@@ -230,8 +230,8 @@ def test_processes_wait_for_slow_compilation() -> None:
 
 
 def test_curves(resumed_run: Path, tmp_path: Path) -> None:
-    line = [sys.executable, str(RECIPES / "curves.py"), str(resumed_run / "log.jsonl"), str(tmp_path / "curves.png")]
-    subprocess.run(line, check=True)
+    log = resumed_run / "log.jsonl"
+    subprocess.run([sys.executable, RECIPES / "curves.py", log, log, tmp_path / "curves.png"], check=True)
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
