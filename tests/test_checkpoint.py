@@ -74,8 +74,9 @@ snax.save(small.model(), {str(tmp_path / "model")!r})
     assert not (tmp_path / "model").exists()
 
 
-def test_url(saved: Path) -> None:
-    model = snax.load(f"file://{saved}")
+def test_url(tmp_path: Path) -> None:
+    snax.save(small.model(), f"file://{tmp_path}/model")
+    model = snax.load(f"file://{tmp_path}/model")
     np.testing.assert_array_equal(model.encoder.conv_in.kernel[...], small.model().encoder.conv_in.kernel[...])
 
 

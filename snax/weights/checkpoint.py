@@ -146,7 +146,8 @@ def _config(path: str, metadata: Any) -> SNACConfig:
 
 def _absolute(path: str | os.PathLike[str]) -> str:
     """Return an absolute path, which Orbax requires, or the URL."""
-    return str(path) if "://" in str(path) else os.path.abspath(path)
+    name = os.fspath(path).removeprefix("file://")  # a URL that etils does not know
+    return name if "://" in name else os.path.abspath(name)
 
 
 def _check_shapes(path: str, shapes: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> None:
