@@ -4,7 +4,7 @@ MUSIC is a folder of audio files, for example the 206 recordings of instruments 
 `npm pack supersonic-scsynth-samples`. Every tenth file is held out of training. Prints scores of the held-out files
 before and after training, and draws spectrograms; docs/training.md shows the result.
 
-Takes three and a half minutes on two cores. Needs the `train` extra. On Linux GLIBC_TUNABLES=glibc.malloc.hugetlb=1
+Takes three minutes on two cores. Needs the `train` extra. On Linux GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 makes it faster.
 """
 
@@ -39,7 +39,7 @@ def main() -> None:
     config = TrainConfig(
         steps=STEPS,
         data=Data(inputs=tuple(map(str, training)), crop_seconds=0.64, batch=8),
-        # Half of the initial learning rate of the model's own training, because this is a short run.
+        # Half of the initial learning rate of the model's first run, because this is a short run.
         optimizer=Optimizer(learning_rate=5e-4, warmup_steps=STEPS // 20, lr_decay=0.1 ** (1 / STEPS)),
         losses=Losses(spectral_convergence=20.0, commitment=1.0),
         ema_decay=0.95,

@@ -42,7 +42,9 @@ def test_size_and_model_card() -> None:
         "Allison Smith",
         "Carlo Flora",
         "Maxim Topal",
+        "Nickolay V. Shmyrev",
         "recipes/mini_16khz.toml",
+        "recipes/mini_16khz_2.toml",
         "curves.png",
     ):
         assert text in card
@@ -54,14 +56,14 @@ def test_size_and_model_card() -> None:
 @pytest.mark.parametrize("name", ["held_out.flac", "other_speaker.flac"])
 def test_speech_quality(name: str) -> None:
     """Speech is intelligible and better than with random weights, for prompts, a speaker and a language that are not in
-    the training data."""
+    the training data. A STOI of 0.88 was the goal of its training."""
     model = snax.load("mini_16khz")
     target, _ = soundfile.read(Path(__file__).parent / "prompts" / name, dtype="float32")
     trained, untrained = (
         metrics.scores(reconstruct(codec, target), target, 16_000, with_pesq=True)
         for codec in (model, snax.SNAC(model.config, rngs=nnx.Rngs(0)))
     )
-    assert trained["stoi"] >= 0.8
+    assert trained["stoi"] >= 0.88
     for metric in ("mel", "stft"):
         assert trained[metric] < untrained[metric]
     for metric in ("stoi", "pesq", "si_sdr"):

@@ -227,7 +227,7 @@ def test_recipes(path: Path) -> None:
     """All recipes are valid. The recipe of a published model has its architecture."""
     recipe = train_config.read(path)
     assert recipe.model == PUBLISHED_CONFIGS.get(path.stem, recipe.model)
-    assert (recipe.model is None) == (path.stem in {"finetune", "mini_16khz_2", "mini_16khz_3"})
+    assert (recipe.model is None) == (path.stem in {"finetune", "mini_16khz_2"})
 
 
 def write_square_waves(folder: Path, seconds: list[float]) -> Path:
